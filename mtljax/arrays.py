@@ -1,0 +1,118 @@
+"""Small things that every floor needs: the task axis, keys by name, masked sums, paths, sums over devices."""
+
+import contextlib
+import contextvars
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mtljax.base import Array, InputError, PyTree, Task
+
+
+def task_names(tasks: Sequence[Task]) -> tuple[str, ...]:
+  """The order of the task axis, made here and nowhere else (JAX sorts dict keys, so a dict has no order to rely on)."""
+  if isinstance(tasks, Task) or not all(isinstance(task, Task) for task in tasks):
+    raise InputError(f'tasks: found {tasks!r}, expected a tuple of mtljax.Task.')
+  names = tuple(task.name for task in tasks)
+  if not names:
+    raise InputError('tasks: found an empty tuple, expected at least one mtljax.Task.')
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise InputError(f'tasks: found duplicate names {twice}, expected every name once.')
+  return names
+
+
+def check_names(argument: str, found, expected, *, all_of: bool = True) -> None:
+  """Raises unless the keys `found` are the names `expected` (or, with `all_of=False`, are among them)."""
+  unknown = sorted(set(found) - set(expected))
+  missing = sorted(set(expected) - set(found)) if all_of else []
+  if unknown or missing:
+    parts = [f'unknown {unknown}'] * bool(unknown) + [f'missing {missing}'] * bool(missing)
+    raise InputError(f'{argument}: found {sorted(found)}, expected {sorted(expected)}: {", ".join(parts)}.')
+
+
+def stack_tasks(by_task: Mapping[str, Array], names: Sequence[str]) -> Array:
+  """{task: array} -> array with a leading task axis."""
+  return jnp.stack([by_task[name] for name in names])
+
+
+def name_key(key: Array | None, name: str) -> Array | None:
+  """A key of its own for a name: folds in the crc32, so that it does not depend on which other names there are."""
+  return None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def real_dtype():
+  """float32, or float64 under x64: the dtype of losses, Gramians and solvers whatever the compute dtype."""
+  return jnp.result_type(float)
+
+
+def select(condition: Array | bool, new: PyTree, old: PyTree) -> PyTree:
+  """`new` where the scalar `condition` holds, else `old`, leaf by leaf (typed keys too)."""
+  if condition is True:
+    return new
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def is_float(leaf) -> bool:
+  return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def split_floats(tree: PyTree) -> tuple[list[Array], list, Callable[[list, list], PyTree]]:
+  """Floating leaves, the other leaves, and the function that puts them together again."""
+  leaves, treedef = jax.tree.flatten(tree)
+  kinds = [is_float(leaf) for leaf in leaves]
+
+  def merge(floats, others):
+    floats, others = iter(floats), iter(others)
+    return treedef.unflatten([next(floats) if kind else next(others) for kind in kinds])
+
+  return [x for x, k in zip(leaves, kinds) if k], [x for x, k in zip(leaves, kinds) if not k], merge
+
+
+def path_label(path) -> str:
+  """A jax key path as 'a/b/0'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def expand_to(mask: Array, ndim: int) -> Array:
+  """Adds trailing axes of size one."""
+  return mask.reshape(mask.shape + (1,) * (ndim - mask.ndim))
+
+
+# The mesh axis of the step that is being traced: set by the step, read by whatever has to see the whole batch
+# (BatchNorm, losses with in-batch negatives, counts of labels). Without an axis every reduction is the identity.
+_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar('mtljax_axis', default=None)
+
+
+def axis() -> str | None:
+  """Name of the device axis of the step being traced, or None."""
+  return _AXIS.get()
+
+
+@contextlib.contextmanager
+def use_axis(name: str | None):
+  """Sets `axis()` while a step is traced."""
+  token = _AXIS.set(name)
+  try:
+    yield
+  finally:
+    _AXIS.reset(token)
+
+
+def psum(tree: PyTree) -> PyTree:
+  """Sum over the devices of the axis."""
+  return tree if axis() is None else jax.lax.psum(tree, axis())
+
+
+def pmean(tree: PyTree) -> PyTree:
+  """Mean over the devices of the axis, floating leaves only; counters and keys agree already."""
+  if axis() is None:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.pmean(x, axis()) if is_float(x) else x, tree)
+
+
+def fold_in_device(key: Array | None) -> Array | None:
+  """A key of its own for every device (dropout); the balancer's key is not folded, all devices draw the same."""
+  return key if key is None or axis() is None else jax.random.fold_in(key, jax.lax.axis_index(axis()))

@@ -1,0 +1,48 @@
+"""Packaging of mtljax; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mtljax' / '__init__.py').read_text())[1]
+
+setup(
+  name='mtljax',
+  version=VERSION,
+  description='Deep multi-task learning in JAX: one trunk, many heads, every balancing method, one compiled step',
+  long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=[*find_packages(include=['mtljax', 'mtljax.*']), 'mtljax.experiments'],
+  package_dir={'mtljax.experiments': 'experiments'},  # the wheel brings the experiments along
+  package_data={'mtljax': ['py.typed']},
+  install_requires=[
+    'jax>=0.8',
+    'flax>=0.12',
+    'optax>=0.2.6',
+    'orbax-checkpoint>=0.11.28',
+    'numpy>=2.0',
+    'tensorflow-datasets>=4.9.9',
+    'array_record>=0.8',
+    'importlib_resources>=6.0',
+    'grain>=0.2.12',
+    'google-metrax>=0.2.3',
+    'scikit-learn>=1.5',
+    'tyro>=1.0',
+    'tqdm>=4.66',
+    'matplotlib>=3.9',
+  ],
+  extras_require={
+    'test': ['pytest>=8.0', 'chex>=0.1.90', 'scipy>=1.13', 'nbformat>=5.10', 'ruff>=0.8'],
+    'notebooks': ['nbformat>=5.10', 'nbconvert>=7.16', 'ipykernel>=6.29'],
+    'tensorboard': ['tensorboardX>=2.6.2'],
+    'bench': ['torch>=2.3', 'torchjd>=0.18'],
+    'cuda': ['jax[cuda13]>=0.8'],
+    'tpu': ['jax[tpu]>=0.8'],
+  },
+  entry_points={'console_scripts': ['mtljax=mtljax.cli:main']},
+)

@@ -1,0 +1,37 @@
+"""Strict settings for every test: four virtual devices, no silent rank promotion, a compilation cache on disk."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('MPLBACKEND', 'agg')
+CACHE = pathlib.Path(os.environ.get('MTLJAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'mtljax-test-cache'))
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_addoption(parser):
+  parser.addoption('--data_dir', default=None, help='folder of data sets, for tests marked `data`')
+
+
+@pytest.fixture
+def data_dir(request):
+  """Folder of the data sets that are not shipped."""
+  folder = request.config.getoption('--data_dir')
+  if folder is None:
+    pytest.fail('tests marked `data` need --data_dir DIR')
+  return pathlib.Path(folder)
+
+
+@pytest.fixture
+def x64():
+  """Double precision for one test."""
+  with jax.enable_x64(True):
+    yield
