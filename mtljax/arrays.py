@@ -81,6 +81,39 @@ def expand_to(mask: Array, ndim: int) -> Array:
   return mask.reshape(mask.shape + (1,) * (ndim - mask.ndim))
 
 
+def make_safe(labels: PyTree, mask: Array) -> PyTree:
+  """Labels with the masked ones replaced by 0 (integers) or 1 (floats), on which every loss is finite.
+
+  Masking values after the loss leaves NaN gradients, so this comes before it. A mask f[B, ...] that is no prefix of a
+  label's shape (shifted tokens) is reduced to its rows: the items of a row that has some are left to the loss.
+  """
+
+  def safe(label):
+    m = mask if label.shape[: mask.ndim] == mask.shape else mask.reshape(mask.shape[0], -1).any(axis=1)
+    return jnp.where(expand_to(m, label.ndim), label, jnp.ones_like(label) if is_float(label) else 0)
+
+  return jax.tree.map(safe, jax.tree.map(jnp.asarray, labels))
+
+
+def masked_mean(values: Array, mask: Array | None) -> tuple[Array, Array]:
+  """This device's part of sum(mask * values) / max(sum(mask), 1), and the global count.
+
+  Args:
+    values: f[B, ...].
+    mask: bool[B] or of the shape of `values`; None counts everything.
+
+  Returns:
+    f[], to be summed over devices, and f[] the count over all devices.
+  """
+  values = values.astype(real_dtype())
+  if mask is None:
+    count = psum(jnp.asarray(values.size, values.dtype))
+    return values.sum() / count, count
+  mask = jnp.broadcast_to(expand_to(mask, values.ndim), values.shape)
+  count = psum(mask.sum(dtype=values.dtype))
+  return jnp.where(mask, values, 0).sum() / jnp.maximum(count, 1), count
+
+
 # The mesh axis of the step that is being traced: set by the step, read by whatever has to see the whole batch
 # (BatchNorm, losses with in-batch negatives, counts of labels). Without an axis every reduction is the identity.
 _AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar('mtljax_axis', default=None)

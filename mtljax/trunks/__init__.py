@@ -1,0 +1,8 @@
+"""Trunks (flax linen modules) and the layers they are made of."""
+
+from mtljax.trunks.batch_norm import BatchNorm
+from mtljax.trunks.conv import Conv, max_pool
+from mtljax.trunks.lenet import LeNet
+from mtljax.trunks.mlp import MLP
+
+__all__ = ['MLP', 'BatchNorm', 'Conv', 'LeNet', 'max_pool']

@@ -1,0 +1,62 @@
+"""Two handwritten digits on one canvas, hard sharing: which digit is at the top left, which at the bottom right.
+
+  mtljax train experiments/multi_digits.py
+  mtljax compare experiments/multi_digits.py --balancers equal,uncertainty,pcgrad,cagrad,nash_mtl,upgrad --seeds 3
+
+Data: scikit-learn's 1797 digits, no download (`mtljax.data.multi_digits`). A logistic regression reaches .910 / .921.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import optax
+
+import mtljax as mtl
+from mtljax.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Recipe of the experiment.
+
+  Attributes:
+    learning_rate: of Adam at the start, trunk and heads; it falls to 0 with the cosine of the step.
+    steps: how many batches are learned from.
+    batch_size: pairs of digits per step.
+    width: channels of the convolution.
+    hidden: units of the dense layer that the heads share.
+    label_smoothing: share of the probability that a label spreads over all digits; the training pairs show only 1097
+      sources, which the net learns by heart.
+    data_dir: folder of prepared data sets.
+  """
+
+  learning_rate: float = 3e-3
+  steps: int = 2000
+  batch_size: int = 32
+  width: int = 48
+  hidden: int = 128
+  label_smoothing: float = 0.1
+  data_dir: str = '~/.cache/mtljax'
+
+
+def build(config: Config) -> Experiment:
+  """Data, tasks, model and optimiser."""
+  splits = mtl.data.multi_digits.load(config.data_dir)
+  loss = functools.partial(mtl.losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
+  tasks = tuple(mtl.Task(name, loss, metrics={'accuracy': mtl.metrics.accuracy()}) for name in ('left', 'right'))
+  trunk = mtl.trunks.LeNet(features=(config.width,), hidden=config.hidden, kernel_size=3)
+
+  def optimizer(learning_rate, names):
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, config.steps))
+    return mtl.task_optimizer(shared=adam, tasks={name: adam for name in names})
+
+  return Experiment(
+    name='multi_digits',
+    model=mtl.sharing.hard(trunk, {task.name: nn.Dense(10) for task in tasks}),
+    tasks=tasks,
+    train=mtl.data.Batches(splits['train'], config.batch_size),
+    val=mtl.data.eval_batches(splits['val'], 500),
+    test=mtl.data.eval_batches(splits['test'], 500),
+    optimizer=optimizer,
+  )

@@ -1,0 +1,78 @@
+"""Aligned tables for the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table of text: the first column to the left, the others to the right, a rule below the header.
+
+  >>> print(aligned(['task', 'accuracy'], [['digit', '0.97'], ['parity', '0.981']]))
+  task    accuracy
+  ------  --------
+  digit       0.97
+  parity     0.981
+  """
+  lines = [list(header), *[list(row) for row in rows]]
+  widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+  lines.insert(1, ['-' * width for width in widths])
+  text = []
+  for line in lines:
+    cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+    text.append('  '.join(cells).rstrip())
+  return '\n'.join(text)
+
+
+def metric_table(values: Mapping[str, Mapping[str, float]], title: str = 'task') -> str:
+  """Tasks down, metrics across.
+
+  >>> print(metric_table({'digit': {'accuracy': 0.97, 'loss': 0.1}, 'size': {'rmse': 2.0, 'loss': 4.0}}, 'test'))
+  test   accuracy    rmse    loss
+  -----  --------  ------  ------
+  digit    0.9700       –  0.1000
+  size          –  2.0000  4.0000
+  """
+  names = list(dict.fromkeys(name for task in values.values() for name in task if name != 'loss')) + ['loss']
+  names = [name for name in names if any(name in task for task in values.values())]
+  rows = [[task, *(number(found.get(name)) for name in names)] for task, found in values.items()]
+  return aligned([title, *names], rows)
+
+
+def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str]) -> str:
+  """The table of a comparison, in the order of `rows`.
+
+  Args:
+    rows: of `compare`.
+    tasks: {task: its first metric}.
+  """
+  header = ['method', *(f'{task} {metric}' for task, metric in tasks.items())]
+  header += ['Δm [%]', 'rank', 'time/equal', 'steps', 'rate']
+  text = []
+  for row in rows:
+    rate = row['learning_rate']
+    rates = list(rate.values()) if isinstance(rate, Mapping) else [rate]
+    text.append(
+      [
+        row['method'],
+        *(with_interval(row['test'][task][metric]) for task, metric in tasks.items()),
+        with_interval(row['delta_m'], '+.2f'),
+        number(row['mean_rank'], '.2f'),
+        number(row['step_time'], '.2f'),
+        str(row['steps']),
+        '/'.join(f'{rate:g}' for rate in dict.fromkeys(rates)),
+      ]
+    )
+  return aligned(header, text)
+
+
+def with_interval(value: Mapping[str, float | None], spec: str = '.4f') -> str:
+  """'mean ± half width', or the mean alone for a single seed."""
+  mean, interval = value['mean'], value['interval']
+  if mean is None or interval is None or math.isnan(interval):
+    return number(mean, spec)
+  return f'{mean:{spec}} ± {interval:{spec.lstrip("+")}}'
+
+
+def number(value: float | None, spec: str = '.4f') -> str:
+  """A number, or a dash where there is none."""
+  return '–' if value is None or math.isnan(value) else f'{value:{spec}}'

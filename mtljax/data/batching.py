@@ -1,0 +1,219 @@
+"""Batches as a function of (seed, step), gathered on the device: nothing to save, nothing to restore."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtljax.arrays import check_names, expand_to, path_label
+from mtljax.base import Batch, InputError, PyTree
+
+KEYS = ('inputs', 'labels', 'mask')  # of examples, as of a batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+  """Random batches of examples that live on the device.
+
+  Every epoch is a permutation of its own; what fills no batch at its end is left out. With an input per task
+  (multi-input) every task runs through its own epochs, whatever the others' length. The arrays go to the device once;
+  in a compiled step hand them in as an argument, so that they are no constants of the program:
+
+  >>> examples = {'inputs': np.arange(6.0), 'labels': {'a': np.arange(6)}}
+  >>> train = Batches(examples, batch_size=2)
+  >>> gather = jax.jit(train.take)
+  >>> batch = gather(train.examples, train.indices(seed=0, step=4))
+  >>> batch['inputs'].shape, train.steps_per_epoch
+  ((2,), 3)
+
+  Attributes:
+    examples: `{'inputs': x, 'labels': {task: y}, 'mask': {task: m}}`, mask optional, or multi-input
+      `{task: {'inputs', 'labels', 'mask'}}`; leaves lead with the number of examples.
+    batch_size: examples per batch (and per task).
+    shuffle: False keeps the order of the examples.
+
+  Raises:
+    InputError: examples of another shape, none of them, or fewer than a batch.
+  """
+
+  examples: PyTree
+  batch_size: int
+  shuffle: bool = True
+
+  def __post_init__(self):
+    _check_batch_size(self.batch_size)
+    for name, count in self._counts.items():
+      if count < self.batch_size:
+        of = f' of task {name!r}' if name else ''
+        raise InputError(f'batch_size: found {self.batch_size}, expected at most {count}, the number of examples{of}.')
+    object.__setattr__(self, 'examples', jax.tree.map(jnp.asarray, self.examples))
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Whole batches in an epoch; multi-input: of the task with the most examples."""
+    return max(self._counts.values()) // self.batch_size
+
+  @functools.cached_property
+  def _counts(self):
+    return count_examples(self.examples)
+
+  def indices(self, seed: int, step: int) -> PyTree:
+    """Which examples a step sees: int32[B], or {task: int32[B]} for multi-input; numpy, the same on every machine."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+      raise InputError(f'seed: found {seed!r}, expected a whole number >= 0.')
+    found = {name: self._rows(int(seed), int(step), name, n) for name, n in self._counts.items()}
+    return found[''] if '' in found else found
+
+  def _rows(self, seed, step, name, count):
+    epoch, place = divmod(step, count // self.batch_size)
+    rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
+    return _permutation(seed, epoch, name, count)[rows] if self.shuffle else np.arange(count, dtype=np.int32)[rows]
+
+  @staticmethod
+  def take(examples: PyTree, indices: PyTree) -> Batch:
+    """Gathers the rows; pure, to be traced with the examples as an argument."""
+
+    def rows(examples, indices):
+      return jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode='clip'), examples)
+
+    if isinstance(indices, Mapping):
+      return {name: rows(examples[name], index) for name, index in indices.items()}
+    return rows(examples, indices)
+
+  def __call__(self, seed: int, step: int) -> Batch:
+    """The batch of a step."""
+    return _take(self.examples, self.indices(seed, step))
+
+
+_take = jax.jit(Batches.take)
+
+
+@functools.lru_cache(maxsize=32)  # some seeds times some tasks
+def _permutation(seed: int, epoch: int, name: str, count: int) -> np.ndarray:
+  task = (zlib.crc32(name.encode()),) if name else ()  # tasks of one length go through different orders
+  order = np.random.default_rng((seed, epoch, *task)).permutation(count).astype(np.int32)
+  order.flags.writeable = False
+  return order
+
+
+def eval_batches(examples: PyTree, batch_size: int) -> list[Batch]:
+  """Every example once and in order, in batches of one shape; the last is filled up with rows that the masks leave out.
+
+  Args:
+    examples: as in `Batches`; masks of their own are kept.
+    batch_size: of every batch; more than there are examples is allowed.
+
+  Returns:
+    Batches on the device, each with a mask for every task: bool[B], or the shape of the task's own mask. Multi-input:
+    as many as the longest task needs, the others' are masked whole.
+
+  Raises:
+    InputError: as `Batches`.
+  """
+  _check_batch_size(batch_size)
+  counts = count_examples(examples)
+  examples = jax.tree.map(jnp.asarray, examples)
+  number = -(-max(counts.values()) // batch_size)
+
+  def part(examples, count, place):
+    rows = np.arange(place * batch_size, (place + 1) * batch_size)
+    batch = Batches.take({key: examples[key] for key in ('inputs', 'labels')}, rows % count)
+    return batch, rows < count, rows % count
+
+  def padded(mask, valid, rows):
+    if mask is None:
+      return jnp.asarray(valid)
+    return mask[rows] & expand_to(jnp.asarray(valid), mask.ndim)
+
+  batches = []
+  for place in range(number):
+    if '' in counts:
+      batch, valid, rows = part(examples, counts[''], place)
+      masks = examples.get('mask') or {}
+      batch['mask'] = {task: padded(masks.get(task), valid, rows) for task in examples['labels']}
+    else:
+      batch = {}
+      for task, count in counts.items():
+        batch[task], valid, rows = part(examples[task], count, place)
+        batch[task]['mask'] = padded(examples[task].get('mask'), valid, rows)
+    batches.append(batch)
+  return batches
+
+
+def select_tasks(examples: PyTree, names: Iterable[str]) -> PyTree:
+  """Examples, or a batch, of some of the tasks only (single-task baselines).
+
+  >>> batch = {'inputs': 0, 'labels': {'a': 1, 'b': 2}, 'mask': {'b': 3}}
+  >>> select_tasks(batch, ('a',))
+  {'inputs': 0, 'labels': {'a': 1}, 'mask': {}}
+
+  Raises:
+    InputError: a name that is not there.
+  """
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if is_single_input(examples):
+    check_names('select_tasks names', names, examples['labels'], all_of=False)
+    kept = {key: {t: v for t, v in examples[key].items() if t in names} for key in KEYS[1:] if key in examples}
+    return {**examples, **kept}
+  check_names('select_tasks names', names, set(examples) - {'outer'}, all_of=False)
+  return {task: part for task, part in examples.items() if task in names or task == 'outer'}
+
+
+def is_single_input(examples: PyTree) -> bool:
+  """Whether all tasks share the inputs: `{'inputs', 'labels', 'mask'?}` and not `{task: {...}}`."""
+  return not {'inputs', 'labels'}.isdisjoint(examples)
+
+
+def count_examples(examples: PyTree) -> dict[str, int]:
+  """{task: number of examples}, or {'': number} when the tasks share the inputs.
+
+  Raises:
+    InputError: keys, lengths or masks that do not fit together; no example.
+  """
+  if not isinstance(examples, Mapping) or not examples:
+    raise InputError(
+      f"examples: found {type(examples).__name__}, expected a dict {{'inputs': ..., 'labels': {{...}}}}."
+    )
+  if is_single_input(examples):
+    labels, masks = examples.get('labels'), examples.get('mask', {})
+    if not isinstance(labels, Mapping) or not labels:
+      raise InputError(
+        f"examples['labels']: found {type(labels).__name__}, expected a dict {{task: array}}, not empty."
+      )
+    if not isinstance(masks, Mapping):
+      raise InputError(f"examples['mask']: found {type(masks).__name__}, expected a dict {{task: bool array}}.")
+    check_names("examples['mask']", masks, labels, all_of=False)
+    return {'': _count('examples', examples, masks)}
+  for task, part in examples.items():
+    if not isinstance(part, Mapping):
+      found = type(part).__name__
+      raise InputError(f"examples[{task!r}]: found {found}, expected a dict {{'inputs': ..., 'labels': ...}}.")
+  return {t: _count(f'examples[{t!r}]', p, {'': p['mask']} if 'mask' in p else {}) for t, p in examples.items()}
+
+
+def _count(where: str, examples: Mapping, masks: Mapping) -> int:
+  if set(examples) - set(KEYS) or not {'inputs', 'labels'} <= set(examples):
+    raise InputError(f"{where}: found {sorted(examples)}, expected 'inputs', 'labels' and optionally 'mask'.")
+  leaves = {f'{where}/{path_label(path)}': leaf for path, leaf in jax.tree_util.tree_leaves_with_path(examples)}
+  lengths = {path: np.shape(leaf)[0] if np.ndim(leaf) else None for path, leaf in leaves.items()}
+  count = next(iter(lengths.values()), 0)  # of the inputs: JAX sorts the keys
+  for path, length in lengths.items():
+    if length != count or length is None:
+      found = 'a scalar' if length is None else f'{length} examples'
+      raise InputError(f'{path}: found {found}, expected {count}, as in {next(iter(lengths))}.')
+  if not count:
+    raise InputError(f'{where}: found no example, expected at least one.')
+  for name, mask in masks.items():
+    if mask.dtype != np.bool_:
+      task = f'[{name!r}]' if name else ''
+      raise InputError(f"{where}['mask']{task}: found dtype {mask.dtype}, expected bool.")
+  return count
+
+
+def _check_batch_size(batch_size) -> None:
+  if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+    raise InputError(f'batch_size: found {batch_size!r}, expected a whole number of at least 1.')

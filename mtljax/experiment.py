@@ -1,0 +1,326 @@
+"""An experiment: a model, its tasks, their data and an optimiser, made by the `build` of one Python file."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, get_args, get_type_hints
+
+import jax
+import optax
+
+from mtljax import arrays, balancing, data, evaluate, parallel, train_step
+from mtljax.base import Batch, InputError, Model, Penalty, StepInfo, Task, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """All that training and comparing need.
+
+  Attributes:
+    name: folder of its runs.
+    model, tasks: what is trained; the order of `tasks` is the order of the task axis.
+    train: `data.batching.Batches`, a batch being a function of (seed, step).
+    val, test: lists of batches; rates and checkpoints are chosen on `val`, `test` is read once, at the end.
+    optimizer: `(learning_rate, task_names) -> optax transformation`; the learning rate may be traced, the names may be
+      a single task of the experiment.
+    penalties: beta_t R_t besides those of the model.
+  """
+
+  name: str
+  model: Model
+  tasks: Sequence[Task]
+  train: Any
+  val: Sequence[Batch]
+  test: Sequence[Batch]
+  optimizer: Callable[[Any, tuple[str, ...]], optax.GradientTransformation]
+  penalties: Sequence[Penalty] = ()
+
+  def __post_init__(self):
+    if not isinstance(self.name, str) or not self.name or '/' in self.name:
+      raise InputError(f'Experiment name: found {self.name!r}, expected a non-empty string without "/".')
+    arrays.task_names(self.tasks)
+    if not isinstance(self.model, Model):
+      raise InputError(f'Experiment model: found {type(self.model).__name__}, expected an mtljax.Model.')
+    if not callable(self.train) or not hasattr(self.train, 'take'):
+      raise InputError(f'Experiment train: found {type(self.train).__name__}, expected mtljax.data.Batches.')
+    for name in ('val', 'test'):
+      if isinstance(getattr(self, name), Mapping) or not isinstance(getattr(self, name), Sequence):
+        found = type(getattr(self, name)).__name__
+        raise InputError(f'Experiment {name}: found {found}, expected a list of batches.')
+    if not self.test:
+      raise InputError('Experiment test: found no batch, expected at least one.')
+    if not callable(self.optimizer):
+      raise InputError(f'Experiment optimizer: found {self.optimizer!r}, expected (learning_rate, tasks) -> optax.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a run of an experiment can choose; `config.json` holds it.
+
+  Attributes:
+    balancer: a balancing method, by name or as a call with literals such as 'cagrad(c=0.2)'.
+    seed: of parameters, batches and all that is drawn.
+    steps: how many batches are learned from.
+    learning_rate: handed to the experiment's optimizer.
+    eval_every: steps between evaluations on validation data.
+    checkpoint_every: steps between checkpoints; the last two and the best on validation data stay.
+    log_every: steps between lines of metrics.jsonl.
+    at: where task gradients are balanced, on shared parameters or on shared features.
+    mode: how the step is compiled; all but 'jit' use all devices.
+    on_nonfinite: a NaN or infinite loss stops the run, or the step is skipped and counted.
+  """
+
+  balancer: str = 'equal'
+  seed: int = 0
+  steps: int = 500
+  learning_rate: float = 1e-3
+  eval_every: int = 100
+  checkpoint_every: int = 100
+  log_every: int = 10
+  at: Literal['params', 'features'] = 'params'
+  mode: Literal['jit', 'pmap', 'shard_map', 'sharded'] = 'jit'
+  on_nonfinite: Literal['stop', 'skip'] = 'stop'
+
+  def __post_init__(self):
+    for name in ('steps', 'eval_every', 'checkpoint_every', 'log_every'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise InputError(f'{name}: found {value!r}, expected a positive integer.')
+    for name in ('at', 'mode', 'on_nonfinite'):
+      allowed = get_args(get_type_hints(Options)[name])
+      if getattr(self, name) not in allowed:
+        raise InputError(f'{name}: found {getattr(self, name)!r}, expected one of {allowed}.')
+    if not self.seed >= 0:
+      raise InputError(f'seed: found {self.seed!r}, expected an integer >= 0.')
+    if not 0 < self.learning_rate < math.inf:
+      raise InputError(f'learning_rate: found {self.learning_rate!r}, expected a positive number.')
+
+
+class Run:
+  """An experiment with its options, traced: what is wrong with either is found here, before anything is trained.
+
+  Args:
+    experiment, options: what to run.
+
+  Attributes:
+    state: the fresh `TrainState`; the first step takes its buffers.
+    names: the order of the task axis.
+
+  Raises:
+    InputError: balancer, model, tasks, data and options that do not fit together.
+  """
+
+  def __init__(self, experiment: Experiment, options: Options):
+    self.experiment, self.options = experiment, options
+    self.names = arrays.task_names(experiment.tasks)
+    model, tasks, train = experiment.model, experiment.tasks, experiment.train
+    balancer = balancing.parse(options.balancer, steps_per_epoch=train.steps_per_epoch)
+    optimizer = experiment.optimizer(options.learning_rate, self.names)
+    step = train_step.make_train_step(
+      model, tasks, optimizer, balancer, at=options.at, penalties=tuple(experiment.penalties)
+    )
+    batch = train(options.seed, 0)
+    init = jax.jit(lambda key: train_step.init_state(model, tasks, optimizer, balancer, batch, key))
+    self.state: TrainState = init(jax.random.key(options.seed))
+
+    if options.mode == 'jit':  # the rows are gathered in the compiled step
+
+      def gathered(state, indices, examples):
+        return step(state, train.take(examples, indices))
+
+      call = jax.jit(gathered, donate_argnums=0)
+      call.eval_shape(self.state, train.indices(options.seed, 0), train.examples)
+      self._step = lambda state, index: call(state, train.indices(options.seed, index), train.examples)
+    else:
+      parallel.check_divisible(batch, len(jax.devices()))
+      jax.eval_shape(step, self.state, batch)
+      compiled = parallel.compile_step(step, options.mode)
+      self._step = lambda state, index: compiled(state, train(options.seed, index))
+
+    self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))
+    for split in (experiment.val, experiment.test):
+      if split:
+        self._eval_step.eval_shape(self.state.params, self.state.model_state, split[0])
+
+  def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
+    """Step number `index`, from 0; the state is donated."""
+    return self._step(state, index)
+
+  def evaluate(self, state: TrainState, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
+    """{task: {metric or 'loss': value}}, metrics in the task's order; {} without batches."""
+    model, tasks = self.experiment.model, self.experiment.tasks
+    if not batches:
+      return {}
+    values = evaluate.evaluate(model, tasks, state.params, state.model_state, batches, self._eval_step)
+    return {task.name: {name: values[task.name][name] for name in (*task.metrics, 'loss')} for task in tasks}
+
+  def gramian(self, state: TrainState, index: int) -> jax.Array:
+    """G f[T, T] on the batch of step `index`, for methods whose own step does not need one."""
+    train = self.experiment.train
+    return self._gramian(state, train.indices(self.options.seed, index), train.examples)
+
+  @functools.cached_property
+  def _gramian(self):
+    diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
+    return jax.jit(lambda state, indices, examples: diagnose(state, self.experiment.train.take(examples, indices)))
+
+
+def score(tasks: Sequence[Task], values: Mapping[str, Mapping[str, float]]) -> float | None:
+  """One number to choose a checkpoint by, higher is better: the mean over tasks of the first metric.
+
+  A metric counts negatively where lower is better, and so does the loss of a task without metrics. None when there is
+  nothing, or a NaN. Tasks of very different scale are better compared by Δm (`compare`).
+  """
+  parts = []
+  for task in tasks if values else ():
+    name = next(iter(task.metrics), 'loss')
+    higher = task.metrics[name].higher_is_better if name in task.metrics else False
+    parts.append(values[task.name][name] * (1 if higher else -1))
+  return math.fsum(parts) / len(parts) if parts and all(map(math.isfinite, parts)) else None
+
+
+def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
+  """The experiment with some of its tasks: their heads, labels, metrics and penalties (single-task baselines).
+
+  Args:
+    experiment: of all tasks.
+    names: tasks that stay, in the experiment's order.
+
+  Raises:
+    InputError: an unknown task.
+  """
+  arrays.check_names('subset names', names, arrays.task_names(experiment.tasks), all_of=False)
+  names = tuple(task.name for task in experiment.tasks if task.name in names)
+  return dataclasses.replace(
+    experiment,
+    tasks=tuple(task for task in experiment.tasks if task.name in names),
+    train=dataclasses.replace(experiment.train, examples=data.select_tasks(experiment.train.examples, names)),
+    val=[data.select_tasks(batch, names) for batch in experiment.val],
+    test=[data.select_tasks(batch, names) for batch in experiment.test],
+    penalties=tuple(p for p in experiment.penalties if p.task is None or p.task in names),
+  )
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """{name: file} of the experiments that come with the library."""
+  package = pathlib.Path(__file__).parent
+  for folder in (package / 'experiments', package.parent / 'experiments'):  # a wheel, a checkout
+    if folder.is_dir():
+      return {path.stem: path for path in sorted(folder.glob('*.py')) if not path.stem.startswith('_')}
+  return {}
+
+
+def find(path_or_name: str) -> pathlib.Path:
+  """The file of an experiment, given by path or by the name of one that comes with the library.
+
+  Raises:
+    InputError: there is none.
+  """
+  path = pathlib.Path(path_or_name)
+  if path_or_name in shipped():
+    return shipped()[path_or_name]
+  if path.is_file() and path.suffix == '.py':
+    return path.absolute()
+  found = 'a folder' if path.is_dir() else 'no Python file' if path.is_file() else 'no such file'
+  raise InputError(f'experiment {path_or_name}: found {found}, expected a .py file or one of {sorted(shipped())}.')
+
+
+def load(path_or_name: str) -> ModuleType:
+  """Imports an experiment file: a module with `Config`, a frozen dataclass with defaults, and `build(config)`.
+
+  Raises:
+    InputError: no such file, an import that fails (named), no `Config` or `build`, a `Config` that is not one.
+  """
+  path = find(path_or_name)
+  # a name of its own for every file: two experiments of the same stem can be loaded in one process
+  name = f'mtljax_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look their module up
+  sys.path.append(str(path.parent))  # a file may import its neighbours
+  try:
+    spec.loader.exec_module(module)
+  except (ImportError, SyntaxError, InputError) as error:
+    raise InputError(f'experiment {path}: cannot be imported, {type(error).__name__}: {error}.') from error
+  finally:
+    sys.path.remove(str(path.parent))
+  for part in ('Config', 'build'):
+    if not callable(getattr(module, part, None)):
+      raise InputError(f'experiment {path}: found no `{part}`, expected a dataclass Config and build(config).')
+  config = module.Config
+  if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:
+    raise InputError(f'experiment {path}: Config is {config!r}, expected a frozen dataclass.')
+  for field in dataclasses.fields(config):
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+      raise InputError(f'experiment {path}: Config.{field.name} has no default, expected one for every field.')
+  return module
+
+
+def build(module: ModuleType, config: Any) -> Experiment:
+  """`module.build(config)`, checked.
+
+  Raises:
+    InputError: it returns something else than an `Experiment`.
+  """
+  experiment = module.build(config)
+  if not isinstance(experiment, Experiment):
+    raise InputError(f'{module.__file__}: build returned {type(experiment).__name__}, expected an mtljax.Experiment.')
+  return experiment
+
+
+def config_from_json(config: type, values: Mapping[str, Any]) -> Any:
+  """A `Config` from the JSON of `dataclasses.asdict`: lists become tuples and mappings dataclasses where they were.
+
+  Raises:
+    InputError: an unknown field.
+  """
+  names = [field.name for field in dataclasses.fields(config)]
+  arrays.check_names('config', values, names, all_of=False)
+  default = config()
+
+  def restored(name, value):
+    was = getattr(default, name)
+    if isinstance(was, tuple) and isinstance(value, list):
+      return tuple(value)
+    return config_from_json(type(was), value) if dataclasses.is_dataclass(was) and value is not None else value
+
+  return config(**{name: restored(name, value) for name, value in values.items()})
+
+
+def fields(cls: type) -> dict[str, tuple[Any, Any, str]]:
+  """{field: (type, default, meaning)} of a dataclass and those it inherits from.
+
+  The meaning is taken from 'Attributes:' of the docstring, or from a comment behind or above the field.
+  """
+  hints, texts, default = get_type_hints(cls, include_extras=True), {}, cls()
+  for base in reversed(cls.__mro__[:-1]):
+    texts |= _meanings(base)
+  return {f.name: (hints[f.name], getattr(default, f.name), texts.get(f.name, '')) for f in dataclasses.fields(cls)}
+
+
+def _meanings(cls) -> dict[str, str]:
+  texts, above = {}, []
+  for line in inspect.getsource(cls).splitlines():
+    comment, field = re.match(r'\s*#\s*(.*)', line), re.match(r'\s+(\w+)\s*:[^#]*(?:#\s*(.*))?$', line)
+    if comment:
+      above.append(comment[1])
+      continue
+    if field and (field[2] or above):
+      texts[field[1]] = ' '.join(above) or field[2]
+    above = []
+  name = None
+  for line in inspect.getdoc(cls).partition('Attributes:\n')[2].splitlines():
+    found = re.match(r'  (\w+): (.*)', line)
+    if found:
+      name, texts[found[1]] = found[1], found[2]
+    elif name and line.startswith('    '):
+      texts[name] += ' ' + line.strip()
+  return texts

@@ -1,0 +1,337 @@
+"""Training: `fit`, the only loop over steps, and `train`, one run of an experiment in its directory.
+
+`fit` drives any state, a single one or a stack (lanes of a comparison): it knows steps, windows, progress and signals.
+What a run leaves on disk is in `train`.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtljax import checkpoint, rundir
+from mtljax.analysis import plots, tables
+from mtljax.base import InputError, PyTree, StepInfo
+from mtljax.experiment import Experiment, Options, Run, score
+
+
+class NonFiniteError(ArithmeticError):
+  """A loss or a gradient became NaN or infinite; the message names the step and the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What `fit` returns.
+
+  Attributes:
+    state: after the last step.
+    step: how many steps it has had.
+    stopped: name of the signal that ended it early, or None.
+    skipped: steps that were not finite, in the shape of `StepInfo.finite` (a number, or one per lane).
+    step_ms: median over windows of the time per step, compilation, evaluation and saving left out; None without steps.
+  """
+
+  state: PyTree
+  step: int
+  stopped: str | None
+  skipped: np.ndarray
+  step_ms: float | None
+
+
+def fit(
+  state: PyTree,
+  step: Callable[[PyTree, int], tuple[PyTree, StepInfo]],
+  steps: int,
+  *,
+  names: Sequence[str],
+  start: int = 0,
+  log_every: int = 10,
+  eval_every: int | None = None,
+  save_every: int | None = None,
+  log: Callable[[int, StepInfo], None] | None = None,
+  evaluate: Callable[[int, PyTree, StepInfo], bool] | None = None,
+  save: Callable[[int, PyTree], None] | None = None,
+  on_nonfinite: str = 'stop',
+  title: str = '',
+  progress: bool = True,
+) -> Fit:
+  """Runs `step` from `start` to `steps`; the device is waited for once every `log_every` steps.
+
+  Steps are counted as done: the first one is step 1. Ctrl-C and SIGTERM end the loop after the step they fall into,
+  with a last `save`; a second one acts at once.
+
+  Args:
+    state: the first state; what `step` does to it (donation) is up to `step`.
+    step: `(state, index) -> (state, StepInfo)`, index from 0.
+    steps: how many steps the state shall have had at the end.
+    names: of the tasks, the order of the task axis.
+    start: steps that the state has had.
+    log_every, eval_every, save_every: in steps; None never, but at the end.
+    log: `(step, StepInfo of numpy arrays)`.
+    evaluate: `(step, state, StepInfo of numpy arrays) -> whether to save this state`.
+    save: `(step, state)`.
+    on_nonfinite: 'stop' raises, 'skip' counts (the step itself leaves the state as it was).
+    title, progress: of the progress bar.
+
+  Raises:
+    NonFiniteError: by `on_nonfinite='stop'`.
+  """
+  from tqdm import tqdm
+
+  window, times, skipped, step_done = [], [], np.zeros((), int), start
+  with _Signals() as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
+    clock = time.perf_counter()
+    for index in range(start, steps):
+      state, info = step(state, index)
+      window.append(info)
+      step_done = index + 1
+      last = step_done == steps or stop.name is not None
+      # a signal changes nothing but the end: no line and no evaluation that an undisturbed run would not have
+      logs = step_done % log_every == 0 or step_done == steps
+      evaluates = evaluate is not None and (step_done == steps or _due(step_done, eval_every))
+      saves = save is not None and (last or _due(step_done, save_every))
+      if not (logs or evaluates or saves or index == start):
+        continue
+      infos = jax.device_get(window)  # the one place where the host waits for the device
+      if index > start:
+        times.append(1e3 * (time.perf_counter() - clock) / len(infos))
+      window.clear()
+      for offset, past in enumerate(infos):
+        skipped = skipped + ~past.finite
+        if on_nonfinite == 'stop' and not np.all(past.finite):
+          raise NonFiniteError(_what(past, names, step_done - len(infos) + offset + 1))
+      bar.set_postfix_str(_losses(infos[-1], names), refresh=False)
+      bar.update(len(infos))
+      if logs and log is not None:
+        log(step_done, infos[-1])
+      if evaluates:
+        saves = (evaluate(step_done, state, infos[-1]) and save is not None) or saves
+      if saves:
+        save(step_done, state)
+      if last:
+        break
+      clock = time.perf_counter()
+  stopped = stop.name if step_done < steps else None
+  return Fit(state, step_done, stopped, skipped, statistics.median(times) if times else None)
+
+
+class _Signals:
+  """Catches the first Ctrl-C or SIGTERM and notes its name; Python hands signals to the main thread only."""
+
+  def __enter__(self):
+    self.name, self._before = None, {}
+    if threading.current_thread() is threading.main_thread():
+      self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def _note(self, number, frame):
+    self.name = signal.Signals(number).name
+    self.__exit__()
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before = {}
+
+
+def _due(step, every):
+  return every is not None and step % every == 0
+
+
+def _losses(info, names):
+  """'digit 0.123 parity 0.456'; the mean over lanes where there are some."""
+  losses = np.where(info.present, info.losses, np.nan).reshape(-1, len(names)).T
+  means = {
+    name: row[np.isfinite(row)].mean() if np.isfinite(row).any() else math.nan for name, row in zip(names, losses)
+  }
+  return ' '.join(f'{name} {mean:.4g}' for name, mean in means.items())
+
+
+def _what(info, names, step):
+  """Which task was not finite, and at which step."""
+  for what, values in (('loss', info.losses), ('gradient', info.norms)):
+    for task, row in zip(names, np.reshape(values, (-1, len(names))).T if values is not None else ()):
+      wrong = row[~np.isfinite(row)]
+      if wrong.size:
+        return f'The {what} of task {task!r} became {wrong[0]} at step {step}.'
+  return (
+    f'The gradient (or a penalty) became {info.grad_norm} at step {step}, while all losses {list(names)} are finite.'
+  )
+
+
+def train(
+  experiment: Experiment,
+  options: Options,
+  run_dir,
+  *,
+  overwrite: bool = False,
+  resume: bool = False,
+  config: Mapping[str, Any] | None = None,
+  progress: bool = True,
+) -> dict | None:
+  """One run of an experiment, in its directory: config, metrics, checkpoints, figure, result.
+
+  A run that was killed at any moment and resumed ends with the same bits and the same files.
+
+  Args:
+    experiment, options: what to run.
+    run_dir: where; made if it is not there.
+    overwrite: whether an earlier run in `run_dir` may be replaced.
+    resume: goes on from the last checkpoint in `run_dir`, or from the start where there is none.
+    config: more for `config.json` (where the experiment came from).
+    progress: shows a bar and prints.
+
+  Returns:
+    The content of `result.json`, or None when a signal stopped the run.
+
+  Raises:
+    InputError: something does not fit, or `run_dir` cannot be used.
+    NonFiniteError: the loss became NaN or infinite; the message names the last good checkpoint.
+  """
+  clock = time.perf_counter()
+  say = print if progress else lambda *_: None
+  run = Run(experiment, options)
+  state, start, seconds = run.state, 0, 0.0
+  run_dir = pathlib.Path(run_dir) if resume else rundir.create(run_dir, overwrite=overwrite)
+  folder = run_dir / 'checkpoints'
+  if resume and checkpoint.steps(folder):
+    state, manifest, start = checkpoint.restore_latest(folder, state)
+    seconds = manifest['seconds']
+    if start > options.steps:
+      raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
+    checkpoint.discard_after(folder, start)
+  meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **(config or {})}
+  say(f'{experiment.name}, {options.balancer}, seed {options.seed}: steps {start} to {options.steps} in {run_dir}')
+  recorder = _Recorder(run, run_dir, start, meta, lambda: seconds + time.perf_counter() - clock)
+  try:
+    try:
+      fitted = fit(
+        state,
+        run.step,
+        options.steps,
+        names=run.names,
+        start=start,
+        log_every=options.log_every,
+        eval_every=options.eval_every,
+        save_every=options.checkpoint_every,
+        log=recorder.log,
+        evaluate=recorder.evaluate,
+        save=recorder.save,
+        on_nonfinite=options.on_nonfinite,
+        title=options.balancer,
+        progress=progress,
+      )
+    finally:
+      recorder.close()
+  except NonFiniteError as error:
+    saved = checkpoint.steps(folder)
+    last = f'The last good checkpoint is {folder / str(saved[0])}.' if saved else 'There is no checkpoint yet.'
+    raise NonFiniteError(f'{error} {last}') from None
+  if fitted.skipped:
+    say(f'{int(fitted.skipped)} steps were skipped, their loss or gradient was not finite.')
+  plots.save(plots.curves(rundir.read_metrics(recorder.metrics.path)), run_dir / 'curves.png')
+  if fitted.stopped:
+    say(f'Stopped by {fitted.stopped} after step {fitted.step} of {options.steps}, which is saved. Go on with:')
+    say(f'  mtljax train --resume {run_dir}')
+    return None
+
+  values = {split: run.evaluate(fitted.state, getattr(experiment, split)) for split in ('test', 'val')}
+  result = {
+    'experiment': experiment.name,
+    'balancer': options.balancer,
+    'seed': options.seed,
+    'steps': fitted.step,
+    'seconds': recorder.seconds(),
+    'step_ms': recorder.step_ms if fitted.step_ms is None else fitted.step_ms,
+    'params_sha256': checkpoint.params_sha256(fitted.state.params),
+    **values,
+  }
+  rundir.write_json(run_dir / 'result.json', result)
+  say(tables.metric_table(values['test'], 'test'))
+  return rundir.finite(result)
+
+
+class _Recorder:
+  """Writes what `fit` hands out: lines of metrics, TensorBoard events, checkpoints."""
+
+  def __init__(self, run, run_dir, start, meta, seconds):
+    self.run, self.meta, self.seconds = run, meta, seconds
+    self.metrics = rundir.MetricsFile(run_dir / 'metrics.jsonl', keep_to=start)
+    rundir.write_json(run_dir / 'config.json', meta)
+    self.board = rundir.TensorBoard(run_dir / 'tensorboard', start)
+    self.checkpoints = checkpoint.Checkpoints(run_dir / 'checkpoints')
+    self.scores = {r['step']: r['score'] for r in rundir.read_metrics(self.metrics.path) if r.get('score') is not None}
+    result = run_dir / 'result.json'  # of a run that goes on
+    self.step_ms = rundir.read_json(result)['step_ms'] if result.exists() else None
+
+  def write(self, record):
+    self.metrics.write(record)
+    self.board.write(record)
+
+  def log(self, step, info):
+    self.write(_record(step, info, self.run.names))
+
+  def evaluate(self, step, state, info):
+    """Returns whether it is the best so far."""
+    experiment = self.run.experiment
+    values = self.run.evaluate(state, experiment.val)
+    found = score(experiment.tasks, values)
+    record = {'step': step, 'val': values, 'score': found}
+    if info.gramian is None:
+      record |= _angles(np.asarray(self.run.gramian(state, step)), self.run.names)
+    self.write(record)
+    best = found is not None and found > max(self.scores.values(), default=-math.inf)
+    if found is not None:
+      self.scores[step] = found
+    return best
+
+  def save(self, step, state):
+    self.checkpoints.save(step, state, {**self.meta, 'seconds': self.seconds()}, self.scores.get(step))
+
+  def close(self):
+    self.checkpoints.close()
+    self.metrics.close()
+    self.board.close()
+
+
+def _record(step, info, names):
+  """A line of metrics.jsonl: what belongs to an absent task is null, its weight 0."""
+
+  def by_task(values, where=None):
+    if values is None:
+      return None
+    return {n: _number(v) if where is None or where[t] else None for t, (n, v) in enumerate(zip(names, values))}
+
+  record = {'step': step, 'losses': by_task(info.losses, info.present), 'weights': by_task(info.weights)}
+  record |= _angles(info.gramian, names)
+  return record | {
+    'grad_norm': _number(info.grad_norm),
+    'penalty': _number(info.penalty),
+    'finite': bool(info.finite),
+  }
+
+
+def _angles(gramian, names):
+  """Gradient norms and pairwise cosines; null where a gradient is zero (an absent task)."""
+  if gramian is None:
+    return {'norms': None, 'cosines': None}
+  norms = np.sqrt(np.diagonal(gramian))
+  unit = gramian / np.where(norms > 0, norms, np.nan)[:, None] / np.where(norms > 0, norms, np.nan)[None]
+  pairs = itertools.combinations(range(len(names)), 2)
+  return {
+    'norms': {name: _number(norm) if norm > 0 else None for name, norm in zip(names, norms)},
+    'cosines': {f'{names[s]}/{names[t]}': _number(unit[s, t]) for s, t in pairs},
+  }
+
+
+def _number(value) -> float:
+  return float(str(value))  # the shortest digits of its own precision

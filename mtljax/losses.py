@@ -1,0 +1,175 @@
+"""Losses per example, `(outputs, labels) -> f[B]` or f[B, ...] (tokens, pixels), over `optax.losses`.
+
+They are computed in float32 (float64 for float64 outputs) whatever the compute dtype. Options are keyword-only:
+`functools.partial(losses.huber, delta=0.5)` is a task's loss. The engine takes the masked mean.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.base import Array, InputError
+
+
+def softmax_cross_entropy(outputs: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
+  """-log softmax(outputs)[label], or its mean under a distribution of labels.
+
+  >>> outputs = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
+  >>> print(softmax_cross_entropy(outputs, jnp.array([1, 0])).round(4))
+  [0.2877 0.6931]
+
+  Args:
+    outputs: logits f[B, ..., C].
+    labels: classes int[B, ...], or distributions f[B, ..., C]. A class outside [0, C) gives NaN, not another class.
+    label_smoothing: this share of the probability is spread evenly over the C classes (Szegedy et al. 2016,
+      https://arxiv.org/abs/1512.00567).
+
+  Returns:
+    f[B, ...].
+
+  Raises:
+    InputError: labels of another shape or dtype, outputs that are not logits.
+  """
+  outputs, labels = _outputs('softmax_cross_entropy', outputs), jnp.asarray(labels)
+  if outputs.ndim < 2:
+    raise InputError(f'softmax_cross_entropy: outputs have shape {outputs.shape}, expected logits [B, ..., classes].')
+  classes = outputs.shape[-1]
+  if labels.shape == outputs.shape and jnp.issubdtype(labels.dtype, jnp.floating):
+    target = labels.astype(outputs.dtype)
+  elif labels.shape == outputs.shape[:-1] and not jnp.issubdtype(labels.dtype, jnp.inexact):
+    labels = labels.astype(jnp.int32)
+    known = (labels >= 0) & (labels < classes)
+    if label_smoothing == 0:
+      losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, jnp.where(known, labels, 0))
+      return jnp.where(known, losses, jnp.nan)
+    target = jnp.where(known[..., None], jax.nn.one_hot(labels, classes, dtype=outputs.dtype), jnp.nan)
+  else:
+    raise InputError(
+      f'softmax_cross_entropy: labels are {labels.dtype}{list(labels.shape)}, expected integers '
+      f'{list(outputs.shape[:-1])} or floats {list(outputs.shape)} for outputs {list(outputs.shape)}.'
+    )
+  if label_smoothing:
+    target = optax.losses.smooth_labels(target, label_smoothing)
+  return optax.losses.softmax_cross_entropy(outputs, target)
+
+
+def sigmoid_cross_entropy(outputs: Array, labels: Array) -> Array:
+  """-labels * log sigmoid(outputs) - (1 - labels) * log sigmoid(-outputs): one yes or no each (several labels at once).
+
+  >>> print(sigmoid_cross_entropy(jnp.zeros((1, 2)), jnp.array([[1, 0]])).round(4))
+  [[0.6931 0.6931]]
+
+  Args:
+    outputs: logits f[B, ...].
+    labels: 0/1, bool or probabilities, of the outputs' shape.
+
+  Returns:
+    f[B, ...], of the outputs' shape.
+
+  Raises:
+    InputError: labels of another shape.
+  """
+  return optax.losses.sigmoid_binary_cross_entropy(*_alike('sigmoid_cross_entropy', outputs, labels))
+
+
+def sigmoid_focal(outputs: Array, labels: Array, *, alpha: float | None = None, gamma: float = 2.0) -> Array:
+  """alpha_y * (1 - p_y)^gamma * (-log p_y), p_y the probability of the true label: rare positives.
+
+  >>> print(sigmoid_focal(jnp.zeros((1, 2)), jnp.array([[1, 0]])).round(4))
+  [[0.1733 0.1733]]
+
+  Args:
+    outputs: logits f[B, ...].
+    labels: 0/1 or bool, of the outputs' shape.
+    alpha: weight of the positives, 1 - alpha that of the negatives; None weights both 1.
+    gamma: 0 gives `sigmoid_cross_entropy`.
+
+  Returns:
+    f[B, ...], of the outputs' shape.
+
+  Raises:
+    InputError: labels of another shape.
+
+  Reference: Lin et al., Focal Loss for Dense Object Detection (2017), https://arxiv.org/abs/1708.02002.
+  """
+  return optax.losses.sigmoid_focal_loss(*_alike('sigmoid_focal', outputs, labels), alpha=alpha, gamma=gamma)
+
+
+def squared_error(outputs: Array, labels: Array) -> Array:
+  """(outputs - labels)^2, without the half.
+
+  >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([3, 2])))
+  [4. 0.]
+
+  Args:
+    outputs: f[B, ...].
+    labels: numbers of the outputs' shape; integers are cast.
+
+  Returns:
+    f[B, ...], of the outputs' shape.
+
+  Raises:
+    InputError: labels of another shape ([B, 1] against [B] would broadcast to [B, B]).
+  """
+  return optax.losses.squared_error(*_alike('squared_error', outputs, labels))
+
+
+def l1(outputs: Array, labels: Array) -> Array:
+  """|outputs - labels|; arguments as for `squared_error`.
+
+  >>> print(l1(jnp.array([1.0, 2.0]), jnp.array([3, 2])))
+  [2. 0.]
+  """
+  outputs, labels = _alike('l1', outputs, labels)
+  return jnp.abs(outputs - labels)
+
+
+def huber(outputs: Array, labels: Array, *, delta: float = 1.0) -> Array:
+  """e^2 / 2 for |e| <= delta, else delta * (|e| - delta / 2), e = outputs - labels; arguments as for `squared_error`.
+
+  >>> print(huber(jnp.array([0.5, 3.0]), jnp.array([0, 0])))
+  [0.125 2.5  ]
+
+  Reference: Huber, Robust Estimation of a Location Parameter (1964), https://doi.org/10.1214/aoms/1177703732.
+  """
+  return optax.losses.huber_loss(*_alike('huber', outputs, labels), delta=delta)
+
+
+def cosine_distance(outputs: Array, labels: Array, *, epsilon: float = 1e-12) -> Array:
+  """1 - cos(outputs, labels) over the last axis (surface normals).
+
+  >>> print(cosine_distance(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[2.0, 0.0], [0.0, 1.0]])))
+  [0. 1.]
+
+  Args:
+    outputs: f[B, ..., D].
+    labels: f[B, ..., D].
+    epsilon: a squared norm counts at least this, so that a zero vector has distance 1 and gradients are finite.
+
+  Returns:
+    f[B, ...].
+
+  Raises:
+    InputError: labels of another shape, or no axis of vectors.
+  """
+  outputs, labels = _alike('cosine_distance', outputs, labels)
+  if outputs.ndim < 2:
+    raise InputError(f'cosine_distance: outputs have shape {outputs.shape}, expected vectors [B, ..., D].')
+  return optax.losses.cosine_distance(outputs, labels, epsilon=epsilon)
+
+
+def _outputs(loss: str, outputs: Array) -> Array:
+  outputs = jnp.asarray(outputs)
+  if not jnp.issubdtype(outputs.dtype, jnp.floating):
+    raise InputError(f'{loss}: outputs are {outputs.dtype}{list(outputs.shape)}, expected floats.')
+  return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def _alike(loss: str, outputs: Array, labels: Array) -> tuple[Array, Array]:
+  outputs, labels = _outputs(loss, outputs), jnp.asarray(labels)
+  if labels.shape != outputs.shape or jnp.issubdtype(labels.dtype, jnp.complexfloating):
+    raise InputError(
+      f'{loss}: labels are {labels.dtype}{list(labels.shape)}, expected real numbers {list(outputs.shape)}, '
+      "the outputs' shape."
+    )
+  return outputs, labels.astype(outputs.dtype)

@@ -1,0 +1,227 @@
+"""One step: gradients of all tasks, penalties, optimiser, as a plain function of (state, batch)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax import arrays, gradients, inputs, optim
+from mtljax import penalties as penalties_lib
+from mtljax.base import (
+  LEVELS,
+  Array,
+  Balancer,
+  Batch,
+  InputError,
+  Model,
+  Penalty,
+  PyTree,
+  StepInfo,
+  Task,
+  TrainState,
+)
+
+TrainStep = Callable[..., tuple[TrainState, StepInfo]]
+
+
+def init_state(
+  model: Model,
+  tasks: Sequence[Task],
+  optimizer: optax.GradientTransformation,
+  balancer: Balancer,
+  batch: Batch,
+  key: Array,
+) -> TrainState:
+  """A fresh state; it can be vmapped over keys.
+
+  Every leaf is copied: nothing in the state aliases an array of the user's or another leaf, so a donated state takes
+  nothing else with it.
+
+  Args:
+    model, tasks, optimizer, balancer: as for `make_train_step`.
+    batch: an example, only its inputs are read (and its structure is checked).
+    key: typed PRNG key.
+
+  Returns:
+    A `TrainState` at step 0.
+
+  Raises:
+    InputError: a batch that does not fit the tasks, a task without a head, an optimiser that does not fit.
+  """
+  names = arrays.task_names(tasks)
+  inputs.check_batch(batch, names, model)
+  if not jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
+    raise InputError(f'key: found {key!r}, expected a typed key such as jax.random.key(0).')
+  params, model_state = model.init(arrays.name_key(key, 'init'), inputs.inputs_by_task(batch, names))
+  for argument, tree in (('params', params), ('model_state', model_state)):
+    if not hasattr(tree, 'keys') or set(tree) != {'shared', 'tasks'}:
+      raise InputError(f"model.init: {argument} is {_keys(tree)}, expected {{'shared': ..., 'tasks': ...}}.")
+    arrays.check_names(f"model.init: {argument}['tasks']", tree['tasks'], names)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    model_state=model_state,
+    opt_state=optimizer.init(params),
+    balancer_state=balancer.init(_statistic(balancer, params, len(names))),
+    key=key,
+  )
+  return jax.tree.map(_copy, state)
+
+
+def make_train_step(
+  model: Model,
+  tasks: Sequence[Task],
+  optimizer: optax.GradientTransformation,
+  balancer: Balancer,
+  *,
+  at: str = 'params',
+  penalties: Sequence[Penalty] = (),
+  chunk_size: int | None = None,
+) -> TrainStep:
+  """The step as a pure function `(state, batch, *, extras={}, axis_name=None) -> (state, StepInfo)`.
+
+  It can be jitted, vmapped over a stack of states, scanned over steps; `compile_step` puts it on several devices. A
+  step whose losses or gradients are not finite, or whose batch has no label at all, moves `step` and nothing else.
+
+  Args:
+    model: a trunk and T heads.
+    tasks: the order of the task axis.
+    optimizer: any optax transformation over `{'shared': ..., 'tasks': ...}`; `task_optimizer` makes one per task.
+    balancer: a balancing method.
+    at: 'params' or 'features', where the rows of the Jacobian are taken (see `gradients.task_gradients`).
+    penalties: beta_t R_t, added to those of the model.
+    chunk_size: rows of the Jacobian computed at once; None all, 1 one by one.
+
+  Returns:
+    The step. `extras` reach the balancer's `update`.
+
+  Raises:
+    InputError: an option out of range; while tracing, a batch that does not fit.
+  """
+  names = arrays.task_names(tasks)
+  if at not in ('params', 'features'):
+    raise InputError(f"at: found {at!r}, expected 'params' or 'features'.")
+  if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+    raise InputError(f'chunk_size: found {chunk_size!r}, expected None or a positive integer.')
+  if not isinstance(balancer, Balancer) or balancer.level not in LEVELS:
+    raise InputError(f'balancer: found {balancer!r}, expected an mtljax.Balancer such as mtljax.balancing.equal().')
+  penalties = (*model.penalties, *penalties)
+  _check_penalties(penalties, names)
+  on_params = [p for p in penalties if p.on == 'params']
+  optimizer = optax.with_extra_args_support(optimizer)
+
+  def step(state, batch, *, extras: Mapping[str, Any] | None = None, axis_name: str | None = None):
+    with arrays.use_axis(axis_name):
+      key = jax.random.fold_in(state.key, state.step)
+      out = gradients.task_gradients(
+        model,
+        tasks,
+        balancer,
+        state.params,
+        state.model_state,
+        state.balancer_state,
+        batch,
+        key=key,
+        step=state.step,
+        at=at,
+        chunk_size=chunk_size,
+        penalties=penalties,
+        extras=extras,
+      )
+      grads, penalty = out.grads, out.penalty
+      if on_params:
+        weights = [gradients.penalty_weight(p, names, out.present, state.step) for p in on_params]
+        value, extra = jax.value_and_grad(lambda params: penalties_lib.total(on_params, params, weights))(state.params)
+        grads, penalty = jax.tree.map(jnp.add, grads, extra), penalty + value
+      zeros = jax.tree.map(jnp.zeros_like, grads['tasks'])
+      grads['tasks'] = {n: arrays.select(out.present[t], grads['tasks'][n], zeros[n]) for t, n in enumerate(names)}
+
+      alphas = gradients.task_weights(tasks, state.step)
+      objective = jnp.where(out.present, alphas * out.losses, 0).sum() + penalty
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=objective)
+      new = TrainState(
+        step=state.step + 1,
+        params=optim.hold_absent(optax.apply_updates(state.params, updates), state.params, names, out.present),
+        model_state=out.model_state,
+        opt_state=optim.hold_absent(opt_state, state.opt_state, names, out.present),
+        balancer_state=out.balancer_state,
+        key=state.key,
+      )
+      if balancer.observe is not None:
+        after = gradients.task_losses(
+          model, tasks, new.params, state.model_state, batch, key=key, step=state.step, present=out.present
+        )
+        new = new.replace(balancer_state=balancer.observe(after, new.balancer_state))
+
+      grad_norm = _norm(grads)
+      finite = jnp.isfinite(grad_norm) & jnp.isfinite(out.losses).all() & jnp.isfinite(penalty)
+      kept = arrays.select(
+        finite & out.present.any(), new.replace(key=None, step=None), state.replace(key=None, step=None)
+      )
+      info = StepInfo(
+        losses=out.losses,
+        present=out.present,
+        weights=out.weights,
+        gramian=out.gramian,
+        norms=None if out.gramian is None else jnp.sqrt(jnp.diagonal(out.gramian)),
+        grad_norm=grad_norm,
+        penalty=penalty,
+        finite=finite,
+      )
+      return kept.replace(key=state.key, step=new.step), info
+
+  return step
+
+
+def make_diagnostics(model: Model, tasks: Sequence[Task]) -> Callable[[TrainState, Batch], Array]:
+  """`(state, batch) -> G f[T, T]` of alpha_t g_t over the shared parameters: norms and cosines for any method.
+
+  It costs T trunk pullbacks, so call it when a line is logged and not at every step.
+  """
+  ones = Balancer(lambda g: (), lambda g, s, /, *, losses, **_: (jnp.ones_like(losses), s), 'gramian')
+
+  def diagnose(state, batch):
+    key = jax.random.fold_in(state.key, state.step)
+    return gradients.task_gradients(
+      model, tasks, ones, state.params, state.model_state, (), batch, key=key, step=state.step
+    ).gramian
+
+  return diagnose
+
+
+def _check_penalties(penalties, names):
+  for penalty in penalties:
+    if not isinstance(penalty, Penalty) or penalty.on not in ('params', 'outputs'):
+      raise InputError(f"penalties: found {penalty!r}, expected mtljax.Penalty with on='params' or 'outputs'.")
+    if penalty.task is not None and penalty.task not in names:
+      raise InputError(f'penalties: found one for task {penalty.task!r}, expected one of {names}.')
+
+
+def _statistic(balancer: Balancer, params: PyTree, size: int) -> PyTree:
+  """The shape of what the balancer's `update` will take."""
+  dtype = arrays.real_dtype()
+  if balancer.level == 'losses':
+    return jax.ShapeDtypeStruct((size,), dtype)
+  if balancer.level == 'gramian':
+    return jax.ShapeDtypeStruct((size, size), dtype)
+  return jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), p.dtype), params['shared'])
+
+
+def _copy(leaf):
+  if jnp.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(jnp.array(jax.random.key_data(leaf), copy=True), impl=jax.random.key_impl(leaf))
+  return jnp.array(leaf, copy=True)
+
+
+def _norm(tree):
+  """Norm of a tree of gradients; small leaves go together, a reduction each costs more than what it reduces."""
+  flat = [g.ravel() for g in jax.tree.leaves(tree)]
+  small, large = ([g for g in flat if (g.size < 2**14) == kind] for kind in (True, False))
+  parts = ([jnp.concatenate(small)] if small else []) + large
+  return jnp.sqrt(sum((jnp.vdot(g, g, preferred_element_type=arrays.real_dtype()) for g in parts), jnp.zeros(())))
+
+
+def _keys(tree):
+  return sorted(tree) if hasattr(tree, 'keys') else type(tree).__name__

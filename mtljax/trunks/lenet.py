@@ -1,0 +1,59 @@
+"""LeNet-size convolutional trunk."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mtljax.base import InputError
+from mtljax.trunks.batch_norm import BatchNorm
+from mtljax.trunks.conv import Conv, max_pool
+from mtljax.trunks.mlp import check_widths
+
+
+class LeNet(nn.Module):
+  """Convolutions, each followed by activation and 2x2 max pooling, then one dense layer: f[B, hidden].
+
+  Attributes:
+    features: channels of every convolution; each halves the image.
+    hidden: width of the dense layer, the size of the features.
+    kernel_size: of every convolution, padded to keep the size of the image.
+    batch_norm: `BatchNorm` after every convolution.
+    dropout: rate, after the dense layer.
+    impl: of the convolutions, see `Conv`.
+    dtype: of the computation (jnp.bfloat16); parameters are float32.
+
+  Reference: LeCun, Bottou, Bengio & Haffner, Gradient-Based Learning Applied to Document Recognition (1998),
+  https://doi.org/10.1109/5.726791. Departs from it: ReLU and max pooling, as in MultiMNIST (Sener & Koltun 2018,
+  https://arxiv.org/abs/1810.04650).
+  """
+
+  features: Sequence[int] = (16, 32)
+  hidden: int = 64
+  kernel_size: int = 5
+  activation: Callable = nn.relu
+  batch_norm: bool = False
+  dropout: float = 0.0
+  impl: Literal['auto', 'lax', 'im2col'] = 'auto'
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x, train: bool = False):
+    """f[B, H, W] or f[B, H, W, C] -> f[B, hidden]."""
+    check_widths('LeNet: features', self.features)
+    if x.ndim not in (3, 4) or not jnp.issubdtype(x.dtype, jnp.floating):
+      raise InputError(f'LeNet: inputs are {x.dtype}{list(x.shape)}, expected floats [B, H, W] or [B, H, W, C].')
+    if x.ndim == 3:
+      x = x[..., None]
+    smallest = 2 ** len(self.features)
+    if min(x.shape[1:3]) < smallest:
+      raise InputError(f'LeNet: images are {x.shape[1]}x{x.shape[2]}, expected at least {smallest}x{smallest}.')
+    for channels in self.features:
+      size, use_bias = (self.kernel_size,) * 2, not self.batch_norm  # a bias would be normalised away
+      x = Conv(channels, size, use_bias=use_bias, impl=self.impl, dtype=self.dtype)(x)
+      if self.batch_norm:
+        x = BatchNorm(dtype=self.dtype)(x, train)
+      x = max_pool(self.activation(x))
+    x = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+    return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x

@@ -1,0 +1,226 @@
+"""The contract table of sharing architectures: one row each, and a small engine of its own to hold them against.
+
+An architecture gets its row here and is then held to `sharing/test_contract.py`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mtljax import heads, sharing, trunks
+
+BATCH = 6
+
+# An init is nearly all random numbers, which XLA takes seconds to optimise. Inits only: in jax 0.10.2 the CPU's levels
+# below the default give wrong gradients.
+jit_init = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+class Case(NamedTuple):
+  """One row.
+
+  Attributes:
+    build: () -> Model.
+    inputs: {task: shape of one example}; equal shapes and no stem make a single-input batch.
+    outputs: {task: shape of one example's outputs}.
+    stochastic: the training pass depends on the key.
+    stateful: the training pass changes the model state.
+    keeps: the parts that keep their own values, as `keeps_own_values` names them.
+    rtol: of the pullback against a directional derivative (bf16 is coarse).
+  """
+
+  build: Callable[[], Any]
+  inputs: Mapping[str, tuple[int, ...]]
+  outputs: Mapping[str, tuple[int, ...]]
+  stochastic: bool = False
+  stateful: bool = False
+  keeps: tuple[str, ...] = ()
+  rtol: float = 1e-3
+
+
+class NnxTrunk(nnx.Module):
+  """Linear, BatchNorm, dropout in a list of layers."""
+
+  def __init__(self, rngs):
+    self.layers = nnx.List(
+      [nnx.Linear(5, 12, rngs=rngs), nnx.BatchNorm(12, rngs=rngs), nnx.Dropout(0.3, rngs=rngs)],
+    )
+
+  def __call__(self, x):
+    for layer in self.layers:
+      x = layer(x)
+    return nnx.relu(x)
+
+
+class Gated(nn.Module):
+  """A head that reads the task's own inputs beside the features."""
+
+  @nn.compact
+  def __call__(self, features, *, inputs, train):
+    gate = nn.sigmoid(nn.Dense(features.shape[-1])(inputs))
+    return nn.Dense(3)(nn.Dropout(0.2, deterministic=not train)(gate * features))
+
+
+class Tokens(nn.Module):
+  """A stem for int tokens: mean of their embeddings."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    return nn.Embed(7, 5)(tokens).mean(axis=1)
+
+
+def pair(width: int, activation=jnp.tanh):
+  """(init, apply) of a dense layer."""
+
+  def init(key, x):
+    return {'w': jax.random.normal(key, (x.shape[-1], width)) / np.sqrt(x.shape[-1]), 'b': jnp.zeros((width,))}
+
+  def apply(params, x):
+    return activation(x @ params['w'] + params['b'][None])
+
+  return init, apply
+
+
+def noisy_pair(width: int):
+  """A pair whose apply takes `train` and `key`."""
+  init, dense = pair(width, lambda x: x)
+
+  def apply(params, x, *, train, key):
+    y = dense(params, x)
+    return y + jax.random.normal(key, y.shape) if train else y
+
+  return init, apply
+
+
+def counting_module(width: int) -> sharing.Module:
+  """A full `Module`: a pair with a counter of training passes as its state."""
+  init, dense = pair(width)
+
+  def apply(params, state, x, *, train, key):
+    return dense(params, x), {'count': state['count'] + 1} if train else state
+
+  return sharing.Module(lambda key, x: (init(key, x), {'count': jnp.zeros((), jnp.int32)}), apply)
+
+
+def same(shape, *tasks):
+  return {task: shape for task in tasks}
+
+
+CASES = {
+  'hard-linen': Case(
+    lambda: sharing.hard(trunks.MLP((12, 8)), {'b': nn.Dense(4), 'a': nn.Dense(2)}),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (4,), 'a': (2,)},
+  ),
+  'hard-linen-stateful': Case(
+    lambda: sharing.hard(
+      trunks.MLP((8,), batch_norm=True, dropout=0.3),
+      {'a': heads.classify(3, hidden=(6,)), 'b': heads.regress(), 'c': Gated()},
+    ),
+    inputs=same((5,), 'a', 'b', 'c'),
+    outputs={'a': (3,), 'b': (), 'c': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'hard-lenet': Case(
+    lambda: sharing.hard(
+      trunks.LeNet((4,), hidden=8, kernel_size=3, batch_norm=True),
+      {'a': heads.classify(3), 'b': heads.multilabel(2)},
+    ),
+    inputs=same((6, 7), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    stateful=True,
+  ),
+  'hard-nnx': Case(
+    lambda: sharing.hard(
+      NnxTrunk, {'a': functools.partial(nnx.Linear, 12, 2), 'b': lambda rngs: nnx.Linear(12, 3, rngs=rngs)}
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'hard-nnx-instance': Case(
+    lambda: sharing.hard(NnxTrunk(nnx.Rngs(3)), {'a': nnx.Linear(12, 2, rngs=nnx.Rngs(4)), 'b': nn.Dense(2)}),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (2,)},
+    stochastic=True,
+    stateful=True,
+    keeps=("heads['a']", 'trunk'),
+  ),
+  'hard-pairs': Case(
+    lambda: sharing.hard(pair(8), {'a': noisy_pair(2), 'b': pair(3), 'c': counting_module(2)}),
+    inputs=same((5,), 'a', 'b', 'c'),
+    outputs={'a': (2,), 'b': (3,), 'c': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'hard-stems': Case(
+    lambda: sharing.hard(
+      counting_module(8),
+      heads={'image': nn.Dense(2), 'text': functools.partial(nnx.Linear, 8, 3), 'numbers': pair(2)},
+      stems={'image': trunks.MLP((5,), batch_norm=True, dropout=0.3), 'text': Tokens(), 'numbers': pair(5)},
+    ),
+    inputs={'image': (4, 4), 'text': (3,), 'numbers': (2,)},
+    outputs={'image': (2,), 'text': (3,), 'numbers': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'hard-bf16': Case(
+    lambda: sharing.hard(
+      trunks.MLP((8,), batch_norm=True, dtype=jnp.bfloat16),
+      {'a': heads.classify(3, hidden=(6,), dtype=jnp.bfloat16), 'b': heads.regress(2)},
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    stateful=True,
+    rtol=5e-2,
+  ),
+}
+
+
+def make_inputs(case: Case, model, seed: int = 0) -> dict[str, jax.Array]:
+  """{task: inputs}; one array for all tasks unless the architecture has stems."""
+  draw = np.random.default_rng(seed)
+
+  def example(task):
+    shape = (BATCH, *case.inputs[task])
+    tokens = task == 'text'
+    return jnp.asarray(draw.integers(0, 7, shape) if tokens else draw.normal(size=shape).astype(np.float32))
+
+  if model.stem is not None:
+    return {task: example(task) for task in case.inputs}
+  return dict.fromkeys(case.inputs, example(next(iter(case.inputs))))
+
+
+def forward(model, params, state, inputs, *, train=False, key=None, features=None):
+  """All tasks of `inputs`, trunk once (or once per task behind stems): ({task: outputs}, model_state)."""
+  shared, tasks, outputs = state['shared'], dict(state['tasks']), {}
+  for task, x in inputs.items():
+    mode = dict(train=train, key=None if key is None else jax.random.fold_in(key, len(task)))
+    if model.stem is not None:
+      z, tasks[task] = model.stem(params['tasks'][task], tasks[task], x, task=task, **mode)
+      features, shared = model.trunk(params['shared'], shared, z, tasks=(task,), **mode)
+    elif features is None:
+      features, shared = model.trunk(params['shared'], shared, x, tasks=tuple(inputs), train=train, key=key)
+    y, tasks[task] = model.head(params['tasks'][task], tasks[task], features, inputs=x, task=task, **mode)
+    outputs[task] = y
+  return outputs, {'shared': shared, 'tasks': tasks}
+
+
+def scalar_loss(task: str, outputs: jax.Array) -> jax.Array:
+  """A random linear function of the outputs plus their square: no gradient is zero by chance."""
+  weights = np.random.default_rng(len(task)).normal(size=outputs.shape).astype(np.float32)
+  return jnp.sum(weights * outputs + outputs**2)
+
+
+def perturbed(params, seed: int = 1):
+  """Parameters away from their initial zeros and ones."""
+  draw = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: x + jnp.asarray(0.3 * draw.normal(size=x.shape), x.dtype), params)
