@@ -14,7 +14,6 @@ NAMES = ('digit', 'size')
 # (balancer, at): every level wherever it is allowed
 BALANCERS = {
   'equal': (lambda: mtl.balancing.equal(), 'params'),
-  'uncertainty': (lambda: mtl.balancing.uncertainty(), 'params'),
   'famo': (lambda: mtl.balancing.famo(), 'params'),
   'equal-features': (lambda: mtl.balancing.equal(), 'features'),
   'mgda': (lambda: mtl.balancing.mgda(), 'params'),
@@ -81,6 +80,30 @@ def multi(seed=0, *, masks=None):
     if name in b.get('mask', {}):
       parts[name]['mask'] = b['mask'][name]
   return parts
+
+
+def masked_batches(kind):
+  """Batches of one structure, every label there, uneven over devices, one task absent: one compiled step meets all.
+
+  Args:
+    kind: 'single' with masks per example, 'items' single input with masks per item, 'multi' with masks per item.
+  """
+  data = multi if kind == 'multi' else batch
+  shapes = {'digit': (B,), 'size': (B,) if kind == 'single' else (B, 2)}
+  uneven = np.arange(B) % 8 < 3
+  masks = [
+    {'digit': np.ones(B, bool), 'size': np.ones(shapes['size'], bool)},
+    {'digit': uneven, 'size': ~uneven if kind == 'single' else np.stack([uneven, np.arange(B) % 3 == 0], axis=1)},
+    {'digit': ~uneven, 'size': np.zeros(shapes['size'], bool)},
+  ]
+  result = []
+  for seed, mask in enumerate(masks):
+    b = data(seed)
+    if kind == 'multi':
+      result.append({n: {**b[n], 'mask': jnp.asarray(mask[n])} for n in NAMES})
+    else:
+      result.append({**b, 'mask': jax.tree.map(jnp.asarray, mask)})
+  return result
 
 
 def _expand(mask):

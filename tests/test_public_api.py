@@ -34,7 +34,7 @@ def public_functions():
         yield pytest.param(value, id=f'{owner.__name__}.{name}')
 
 
-@pytest.mark.parametrize('value', public_functions())
+@pytest.mark.parametrize('value', list(public_functions()))
 def test_every_public_name_has_a_docstring(value):
   doc = inspect.getdoc(value)
   assert doc and len(doc.splitlines()[0]) > 10 and not doc.startswith(f'{value.__name__}('), value

@@ -76,7 +76,7 @@ def as_float(x) -> Array:
 def check_statistic(level: str, statistic: PyTree) -> int:
   """The number of tasks T; raises if the statistic is not one of its level."""
   leaves = jax.tree.leaves(statistic)
-  shapes = [jnp.shape(leaf) for leaf in leaves]
+  shapes = [np.shape(leaf) for leaf in leaves]
   ok = bool(leaves) and all(shape and shape[0] == shapes[0][:1][0] for shape in shapes)
   if level != 'jacobian':
     ok = ok and len(leaves) == 1 and shapes[0] == shapes[0][:1] * (1 if level == 'losses' else 2)
@@ -87,8 +87,8 @@ def check_statistic(level: str, statistic: PyTree) -> int:
 
 
 def check_length(name: str, value: Any, tasks: int) -> None:
-  if jnp.shape(value) != (tasks,):
-    raise InputError(f'{name}: found shape {jnp.shape(value)}, expected ({tasks},), one entry per task.')
+  if np.shape(value) != (tasks,):
+    raise InputError(f'{name}: found shape {np.shape(value)}, expected ({tasks},), one entry per task.')
 
 
 def check_number(method: str, name: str, value: Any, expected: str, ok: Callable[[Any], bool]) -> None:
@@ -174,7 +174,7 @@ def over_trace(G: Array) -> Array:
 
 
 def task_count(example: PyTree) -> int:
-  return jnp.shape(jax.tree.leaves(example)[0])[0]
+  return np.shape(jax.tree.leaves(example)[0])[0]
 
 
 def zeros(example: PyTree, value: float = 0.0) -> Array:

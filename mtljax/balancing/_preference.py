@@ -73,6 +73,7 @@ def pbi(preference: Any = None, theta: float = 5.0) -> Balancer:
     r = _base.divide(r, jnp.sqrt(jnp.sum(r**2)))
     l = jnp.where(present, l, 0)
     across = l - jnp.sum(r * l) * r
+    across = across - jnp.sum(r * across) * r  # once more: near the ray the first difference is mostly rounding
     return r + theta * across / jnp.sqrt(jnp.sum(across**2) + 1e-12), state
 
   return _base.make('losses', update)

@@ -124,11 +124,11 @@ def test_pairs_and_modules_get_the_keywords_they_name():
 def test_nnx_params_and_state_are_plain_dictionaries_without_random_streams(source):
   apply, params, state = start(source, X)
   assert jax.tree.map(jnp.shape, params) == {
-    'layers': {'0': {'bias': (12,), 'kernel': (5, 12)}, '1': {'bias': (12,), 'scale': (12,)}}
+    'layers': {'0': {'bias': (8,), 'kernel': (5, 8)}, '1': {'bias': (8,), 'scale': (8,)}}
   }
-  assert jax.tree.map(jnp.shape, state) == {'layers': {'1': {'mean': (12,), 'var': (12,)}}}
+  assert jax.tree.map(jnp.shape, state) == {'layers': {'1': {'mean': (8,), 'var': (8,)}}}
   evaluated, _ = apply(X, train=False, key=None)
-  assert evaluated.shape == (6, 12)
+  assert evaluated.shape == (6, 8)
   with pytest.raises(InputError, match='^trunk: key is None with train=True'):
     apply(X, train=True, key=None)
 
