@@ -3,6 +3,7 @@
 from mtljax import (
   analysis,
   balancing,
+  checkpoint,
   data,
   evaluate,
   gradients,
@@ -25,14 +26,17 @@ from mtljax.base import (
   TaskGradients,
   TrainState,
 )
+from mtljax.experiment import Experiment
+from mtljax.loop import fit
 from mtljax.optim import task_optimizer
 from mtljax.parallel import compile_step
 from mtljax.train_step import init_state, make_diagnostics, make_train_step
+from mtljax.version import __version__
 
-__version__ = '0.1.0'
 
 __all__ = [
   'Balancer',
+  'Experiment',
   'InputError',
   'Metric',
   'Model',
@@ -41,11 +45,14 @@ __all__ = [
   'Task',
   'TaskGradients',
   'TrainState',
+  '__version__',
   'analysis',
   'balancing',
+  'checkpoint',
   'compile_step',
   'data',
   'evaluate',
+  'fit',
   'gradients',
   'heads',
   'init_state',

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtljax import __version__
+from mtljax.version import __version__
 from mtljax.arrays import path_label
 from mtljax.base import InputError, PyTree
 

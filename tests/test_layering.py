@@ -9,7 +9,7 @@ import mtljax
 
 ROOT = pathlib.Path(mtljax.__file__).parent
 FLOORS = {
-  0: ('base', 'arrays'),
+  0: ('base', 'arrays', 'version'),
   1: ('linalg', 'losses', '_solvers', 'metrics', 'relations', 'inputs'),
   2: ('penalties', 'trunks', 'heads', 'balancing', 'data'),
   3: ('sharing',),
