@@ -90,13 +90,15 @@ def nonnegative(M: Array, q: Array, allowed: Array) -> Array:
   return _active_set(M, start, allowed, face_minimum) * d * size
 
 
-def simplex(C: Array, b: Array, p: Array, r: Array, allowed: Array) -> Array:
+def simplex(C: Array, b: Array, p: Array | None, r: Array, allowed: Array) -> Array:
   """argmin of p.y + r |y|_C over y >= 0 with b.y = 1, for cosines C (unit diagonal) and 0 < b <= 1 where allowed.
 
   With w0 the point of least norm of a face, v the steepest direction within it and D its distance from 0, the minimiser
   on the face is w0 + v D / sqrt(r^2 - |v|^2), or lies at infinity along v. The inverse kept is that of C + bb', which
-  exists for every affinely independent face, also where 0 lies on it.
+  exists for every affinely independent face, also where 0 lies on it. `p` None is 0: the point of least norm.
   """
+  linear = p is not None
+  p = p if linear else jnp.zeros_like(b)
   T, dtype = C.shape[0], C.dtype
   eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
   M = C + b[:, None] * b[None, :]
@@ -118,8 +120,17 @@ def simplex(C: Array, b: Array, p: Array, r: Array, allowed: Array) -> Array:
     point = _mv(C, z)
     norm = jnp.sqrt(jnp.maximum(_dot(z, point), 0))
     slope = jnp.where(norm > noise, r / jnp.where(norm > noise, norm, 1), 0)
-    value = _dot(p, z) + r * norm
-    return z, p + slope * point - value * b, 4 * eps * (r + jnp.max(jnp.abs(p))) + slope * noise
+    excess = p + slope * point - (_dot(p, z) + r * norm) * b
+    if not linear:
+      return z, excess, slope * noise
+
+    def at_origin():  # a kink: the steepest slope out of the span of the face towards each row
+      across = 1 - jnp.sum(C * jnp.matmul(s.inverse, C, precision=HIGHEST), axis=0)
+      return p + _mv(C, v) + jnp.sqrt(jnp.maximum(across * slack, 0))
+
+    origin = jnp.max(jnp.where(s.inside, jnp.abs(point), 0)) <= 256 * noise
+    excess = jax.lax.cond(origin, at_origin, lambda: excess)
+    return z, excess, 4 * eps * (r + jnp.max(jnp.abs(p))) + slope * noise
 
   # the best vertex: p_t / b_t + r / b_t
   vertex = jnp.argmin(jnp.where(allowed, (p + r) / jnp.where(allowed, b, 1), jnp.inf))

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtljax.version import __version__
 from mtljax.arrays import path_label
 from mtljax.base import InputError, PyTree
+from mtljax.version import __version__
 
 FORMAT = 1
 SEAL = 'digests.json'

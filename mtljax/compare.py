@@ -19,7 +19,7 @@ from mtljax import arrays, balancing, evaluate, loop, metrics, rundir, sharing, 
 from mtljax import inputs as inputs_lib
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
-from mtljax.experiment import Experiment, subset
+from mtljax.experiment import Experiment, Options, Run, subset
 
 SINGLE = 'single-task'
 
@@ -43,22 +43,32 @@ class Plan:
   at: str = 'params'
 
   def __post_init__(self):
-    for name, expected in (('seeds', 'whole numbers >= 0'), ('learning_rates', 'positive numbers')):
+    checks = {
+      'seeds': ('whole numbers >= 0', lambda seed: seed >= 0 and seed == int(seed)),
+      'learning_rates': ('positive numbers', lambda rate: 0 < rate < float('inf')),
+    }
+    for name, (expected, fits) in checks.items():
       values = list(getattr(self, name))
-      wrong = [v for v in values if v < 0 or (name == 'seeds' and v != int(v)) or (name != 'seeds' and v <= 0)]
-      if not values or wrong or len(set(values)) < len(values):
+      if not values or not all(map(fits, values)) or len(set(values)) < len(values):
         raise InputError(f'{name}: found {values}, expected one or more different {expected}.')
     if self.steps < 1:
       raise InputError(f'steps: found {self.steps}, expected a positive integer.')
 
 
 class Lanes:
-  """One row of a comparison: all rates (R) and seeds (S) of one method as one compiled program.
+  """One row of a comparison: all rates (R) times seeds (S) of one method as one compiled program.
+
+  A step is a plain function, so a stack of states goes through `vmap`, the learning rate being an argument. A method
+  that builds a Jacobian runs its lanes one after another in that program when it is on the CPU: batched over lanes and
+  tasks at once, XLA's products take twice as long there.
 
   Args:
     experiment, plan: what to run.
     balancer: the method.
     evaluator: `lane_evaluator(experiment)`.
+
+  Attributes:
+    state: stack of states, rates first: lane r * S + s.
   """
 
   def __init__(self, experiment: Experiment, plan: Plan, balancer: str, evaluator: Callable):
@@ -66,7 +76,6 @@ class Lanes:
     self.names = arrays.task_names(experiment.tasks)
     model, tasks, train = experiment.model, experiment.tasks, experiment.train
     method = balancing.parse(balancer, steps_per_epoch=train.steps_per_epoch)
-    rates = jnp.asarray(plan.learning_rates, arrays.real_dtype())
     batch = train(plan.seeds[0], 0)
 
     def init(rate, key):
@@ -79,22 +88,26 @@ class Lanes:
       )
       return step(state, train.take(examples, rows))
 
-    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
-    self.state = jax.jit(jax.vmap(jax.vmap(init, (None, 0)), (0, None)))(rates, keys)
-    over_seeds = jax.vmap(lane, (None, 0, 0, None))
-    program = jax.jit(jax.vmap(over_seeds, (0, 0, None, None)), donate_argnums=1)
-    program.eval_shape(rates, self.state, self._rows(0), train.examples)  # finds what is wrong before all is trained
-    self._program = lambda state, index: program(rates, state, self._rows(index), train.examples)
+    def one_by_one(rates, state, rows, examples):
+      return jax.lax.map(lambda args: lane(*args, examples), (rates, state, rows))
 
-  def _rows(self, index):
-    found = [self.experiment.train.indices(seed, index) for seed in self.plan.seeds]
-    return jax.tree.map(lambda *rows: np.stack(rows), *found)
+    self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
+    keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
+    self.state = jax.jit(jax.vmap(init))(self.rates, keys)
+    serial = jax.default_backend() == 'cpu' and method.level != 'losses'
+    self._program = jax.jit(one_by_one if serial else jax.vmap(lane, (0, 0, 0, None)), donate_argnums=1)
+    self._program.eval_shape(*self._arguments(self.state, 0))  # finds what is wrong before anything is trained
 
-  def train(self, title: str, progress: bool) -> np.ndarray:
-    """Runs the budget and returns how many steps of every lane were skipped, int[R, S]."""
+  def _arguments(self, state, index):
+    train, plan = self.experiment.train, self.plan
+    rows = [train.indices(seed, index) for seed in plan.seeds] * len(plan.learning_rates)
+    return self.rates, state, jax.tree.map(lambda *rows: np.stack(rows), *rows), train.examples
+
+  def train(self, title: str, progress: bool) -> int:
+    """Runs the budget and returns how many steps of all lanes were skipped because they were not finite."""
     fitted = loop.fit(
       self.state,
-      self._program,
+      lambda state, index: self._program(*self._arguments(state, index)),
       self.plan.steps,
       names=self.names,
       log_every=20,
@@ -102,37 +115,33 @@ class Lanes:
       title=title,
       progress=progress,
     )
-    self.state = fitted.state
     if fitted.stopped:
       raise KeyboardInterrupt
-    return fitted.skipped
+    self.state = fitted.state
+    return int(fitted.skipped.sum())
 
-  def milliseconds(self, steps: int) -> float:
-    """Time per step of the compiled program; the state goes on."""
-    clock = time.perf_counter()
-    for index in range(steps):
-      self.state, info = self._program(self.state, index)
-    jax.block_until_ready(info)
-    return 1e3 * (time.perf_counter() - clock) / steps
+  def evaluate(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """{'val' and 'test': {task: {metric: f[R, S]}}}."""
+    shape = (len(self.plan.learning_rates), len(self.plan.seeds))
+    return {split: self.evaluator(self.state, getattr(self.experiment, split), shape) for split in ('val', 'test')}
 
 
 def lane_evaluator(experiment: Experiment) -> Callable:
-  """`(stack of states, batches) -> {task: {metric: f[R, S]}}`, compiled once for all rows of the experiment."""
+  """`(stack of states, batches, shape) -> {task: {metric: f[shape]}}`, compiled once for all rows of the experiment."""
   model, tasks = experiment.model, experiment.tasks
   eval_step = jax.jit(jax.vmap(evaluate.make_eval_step(model, tasks), (0, 0, None)))
   merge = jax.jit(jax.vmap(lambda a, b: evaluate.merge(tasks, a, b)))
   compute = jax.jit(jax.vmap(lambda sums: evaluate.compute(tasks, sums)))
 
-  def run(state, batches):
-    shape = state.step.shape
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), (state.params, state.model_state))
+  def run(state, batches, shape):
+    variables = (state.params, state.model_state)
     if any(task.decode is not None for task in tasks):  # decoders run outside of jit, lane by lane
-      lanes = [jax.tree.map(lambda x, i=i: x[i], flat) for i in range(state.step.size)]
+      lanes = [jax.tree.map(lambda x, i=i: x[i], variables) for i in range(state.step.size)]
       values = jax.tree.map(
         lambda *x: np.array(x), *(evaluate.evaluate(model, tasks, *lane, batches) for lane in lanes)
       )
     else:
-      sums = [eval_step(*flat, batch) for batch in batches]
+      sums = [eval_step(*variables, batch) for batch in batches]
       values = jax.device_get(compute(functools.reduce(merge, sums)))
     return {
       task.name: {n: np.asarray(values[task.name][n], float).reshape(shape) for n in (*task.metrics, 'loss')}
@@ -196,7 +205,7 @@ def compare(
   The learning rate is chosen on validation data: for a baseline by its task's first metric, for a balancer by Δm
   against the tuned baselines, both as means over seeds. Test numbers are those of the chosen rate, after the last step.
   Δm is seed-matched: every seed against the baselines of the same seed. Intervals are 95 % Student-t over seeds.
-  The step time is measured after training, row by row in turn, and given relative to `equal`.
+  The step time is that of a single run, measured after training, row by row in turn, and given relative to `equal`.
 
   Args:
     experiment, plan: what to compare, and how.
@@ -233,13 +242,14 @@ def compare(
   say = report or (lambda text: None)
 
   found, chosen, skipped, base = {}, {}, {}, {}
-  for method, parts in lanes.items():
+  for method, row in lanes.items():
     clock, skipped[method], values = time.perf_counter(), 0, {'val': {}, 'test': {}}
-    for part in parts:
-      title = method if len(parts) == 1 else f'{method} {part.names[0]}'
-      skipped[method] += int(part.train(title, progress).sum())
-      for split in values:
-        values[split] |= part.evaluator(part.state, getattr(part.experiment, split))
+    for part in row:
+      title = method if len(row) == 1 else f'{method} {part.names[0]}'
+      skipped[method] += part.train(title, progress)
+      for split, of_part in part.evaluate().items():
+        values[split] |= of_part
+      part.state = None
     if method == SINGLE:
       picks = {task: _best_by_metric(values['val'], task, better) for task in better}
       base = {split: {t: _pick(values[split][t], picks[t]) for t in picks} for split in values}
@@ -256,7 +266,7 @@ def compare(
     late = f', {skipped[method]} steps of diverging lanes skipped' if skipped[method] else ''
     say(f'{method}: {text}{late} ({time.perf_counter() - clock:.0f} s)')
 
-  times = _step_times(lanes)
+  times = _step_times(experiment, plan, parts)
   means = {m: {t: {n: _mean(v) for n, v in part.items()} for t, part in found[m]['test'].items()} for m in methods}
   ranks = metrics.mean_rank(means, better)
   rows = []
@@ -285,12 +295,31 @@ def compare(
   return outcome
 
 
-def _step_times(lanes, rounds: int = 7) -> dict[str, float]:
-  """Milliseconds per step of every row's program: rounds in turn, so that a busy machine hits all rows alike."""
-  steps = max(1, min(20, int(50 / lanes['equal'][0].milliseconds(2))))
-  times = [{m: sum(part.milliseconds(steps) for part in parts) for m, parts in lanes.items()} for _ in range(rounds)]
+def _step_times(experiment, plan, parts, rounds: int = 9) -> dict[str, float]:
+  """Milliseconds per step of a single run of every row, T of them for the baselines.
+
+  Rounds in turn, so that a busy machine hits all rows alike.
+  """
+  options = Options(seed=plan.seeds[0], learning_rate=plan.learning_rates[0], steps=plan.steps)
+  runs = {SINGLE: [Run(part, options) for part in parts]}
+  for method in plan.balancers:
+    runs[method] = [Run(experiment, dataclasses.replace(options, balancer=method, at=plan.at))]
+  states = {method: [run.state for run in found] for method, found in runs.items()}
+
+  def milliseconds(method, steps):
+    clock = time.perf_counter()
+    for part, run in enumerate(runs[method]):
+      for index in range(steps):
+        states[method][part], info = run.step(states[method][part], index)
+      jax.block_until_ready(info)
+    return 1e3 * (time.perf_counter() - clock) / steps
+
+  for method in runs:
+    milliseconds(method, 1)  # compiles
+  steps = max(2, min(20, int(50 / milliseconds('equal', 2))))
+  times = [{method: milliseconds(method, steps) for method in runs} for _ in range(rounds)]
   equal = float(np.median([found['equal'] for found in times]))
-  return {m: equal * float(np.median([found[m] / found['equal'] for found in times])) for m in lanes}
+  return {method: equal * float(np.median([found[method] / found['equal'] for found in times])) for method in runs}
 
 
 def _best_by_metric(values, task, better) -> int:

@@ -101,39 +101,41 @@ def min_norm(G: Array, present: Array) -> Array:
   Exact, by an active set: argmin w'Gw. A zero row is that point.
   """
   C, norms = correlations(G, present)
-  return _min_over_hull(C, norms, present, jnp.zeros_like(norms), jnp.ones((), G.dtype))[0]
+  zero = present & (norms == 0)
+  y, b = _over_hull(C, norms, None, jnp.ones((), G.dtype))
+  w = jnp.where(jnp.any(zero), zero, y * b)
+  return w / jnp.maximum(jnp.sum(w), jnp.finfo(G.dtype).tiny)
 
 
 @jax.jit
-def conflict_averse(G: Array, c: Array, present: Array) -> tuple[Array, Array]:
-  """CAGrad's inner problem: argmin over the simplex of g_w . g_0 + c |g_0| |g_w|, g_0 the mean row.
+def conflict_averse(G: Array, c: Array, present: Array) -> Array:
+  """CAGrad's problem: argmax of min_t <g_t, d> over |d - g_0| <= c |g_0|, g_0 the mean row.
 
-  Exact, by an active set whose faces are solved in closed form.
+  Exact, by an active set on the dual, argmin over the simplex of g_w . g_0 + c |g_0| |g_w|, whose faces are solved in
+  closed form. Where the hull of the rows contains 0 and the ball meets the cone of directions that harm no task, all
+  of the intersection is optimal; the projection of g_0 onto the cone is taken.
 
   Returns:
-    w f[T], and the factor lambda = |g_0| / |g_w|: the direction is g_0 + c lambda g_w.
+    Weights f[T] of d - g_0.
   """
   C, norms = correlations(G, present)
-  mean = jnp.where(present, 1 / jnp.maximum(jnp.sum(present), 1), 0).astype(G.dtype)
-  pull = jnp.matmul(C, mean * norms, precision=HIGHEST)  # unit rows . g_0
-  length = jnp.sqrt(jnp.maximum(jnp.dot(mean * norms, pull, precision=HIGHEST), 0))
-  pull = jnp.where(length > 0, pull / jnp.where(length > 0, length, 1), 0)
-  w, distance = _min_over_hull(C, norms, present, pull, c)
-  return w, jnp.where(distance > 0, length / jnp.where(distance > 0, distance, 1), 0)
+  mean = jnp.where(present, norms / jnp.maximum(jnp.sum(present), 1), 0)
+  pull = matvec(C, mean)  # unit rows . g_0
+  length = jnp.sqrt(jnp.maximum(jnp.dot(mean, pull, precision=HIGHEST), 0))
+  pull = pull / jnp.where(length > 0, length, 1)
+  y, _ = _over_hull(C, norms, pull, c)
+  distance = combined_norm(C, y)
+  at_zero = distance <= 4 * jnp.sqrt(jnp.finfo(G.dtype).eps) * jnp.sum(y)
+  project = lambda: _solvers.nonnegative(C, pull, norms > 0)
+  y = jax.lax.cond(at_zero, project, lambda: y * c / jnp.where(at_zero, 1, distance))
+  return jnp.where(norms > 0, y * length / jnp.where(norms > 0, norms, 1), 0)
 
 
-def _min_over_hull(C, norms, present, p, r):
-  """argmin p.y + r |y|_C over y_t = w_t |g_t|, w on the simplex; with |y|_C. A zero row is the point 0 of the hull."""
-  zero = present & (norms == 0)
-  least = jnp.min(jnp.where(present & (norms > 0), norms, jnp.inf))
+def _over_hull(C, norms, p, r):
+  """argmin p.y + r |y|_C over y_t = w_t |g_t|, w on the simplex, zero rows left out; and b, for w ~ b y."""
+  least = jnp.min(jnp.where(norms > 0, norms, jnp.inf))
   b = jnp.where(norms > 0, least / jnp.where(norms > 0, norms, 1), 0)  # sum w = 1 reads b.y = least
-  y = _solvers.simplex(C, b, p, r, norms > 0)
-  distance = least * jnp.sqrt(jnp.maximum(jnp.dot(y, jnp.matmul(C, y, precision=HIGHEST), precision=HIGHEST), 0))
-  value = jnp.dot(p, y, precision=HIGHEST) * least + r * distance
-  at_zero = jnp.any(zero) & ((value >= 0) | ~jnp.any(norms > 0))
-  w = jnp.where(at_zero, zero / jnp.maximum(jnp.sum(zero), 1), jnp.where(norms > 0, y * b, 0))
-  w = w.astype(C.dtype)
-  return w / jnp.maximum(jnp.sum(w), jnp.finfo(C.dtype).tiny), jnp.where(at_zero, 0, distance)
+  return _solvers.simplex(C, b, p, r, norms > 0), b
 
 
 @jax.jit

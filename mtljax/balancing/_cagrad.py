@@ -15,8 +15,8 @@ def cagrad(c: float = 0.5, rescale: int = 1) -> Balancer:
   1 + c^2 (1) or 1 + c (2).
 
   Args:
-    c: radius of the ball, >= 0; 0 is the mean gradient. May be traced. From 1 on the ball reaches 0, and where no
-      direction improves all tasks several are optimal.
+    c: radius of the ball, >= 0; 0 is the mean gradient. May be traced. From 1 on the ball reaches 0, and no task is
+      harmed. Where several directions are optimal because none improves all tasks, the one nearest to g_0 is taken.
     rescale: 0, 1 or 2.
 
   Returns:
@@ -35,8 +35,7 @@ def cagrad(c: float = 0.5, rescale: int = 1) -> Balancer:
 
   def update(G, state, *, present, **_):
     radius = jnp.asarray(c, G.dtype)
-    w, factor = linalg.conflict_averse(G, radius, present)
-    mean = _base.preference_weights(None, present, G.dtype)
-    return (mean + radius * factor * w) / (1, 1 + radius**2, 1 + radius)[rescale], state
+    w = _base.preference_weights(None, present, G.dtype) + linalg.conflict_averse(G, radius, present)
+    return w / (1, 1 + radius**2, 1 + radius)[rescale], state
 
   return _base.make('gramian', update)

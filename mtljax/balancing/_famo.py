@@ -10,12 +10,15 @@ from mtljax.base import Array, Balancer, PyTree
 
 
 class FAMOState(NamedTuple):
-  """Logits f[T], their optimiser's state, and what the last update saw: losses f[T] and who was present bool[T]."""
+  """Logits f[T], their optimiser's state, the last losses f[T], and the number int32[T] of the update that saw each task.
+
+  Entries of absent tasks stay as they are, so those who were present are those with the highest number.
+  """
 
   logits: Array
   opt_state: PyTree
   losses: Array
-  present: Array
+  seen: Array
 
 
 def famo(learning_rate: float = 0.025, weight_decay: float = 1e-3) -> Balancer:
@@ -51,14 +54,16 @@ def famo(learning_rate: float = 0.025, weight_decay: float = 1e-3) -> Balancer:
   def init(example):
     logits = _base.zeros(example)
     opt_state = _base.init_per_task(optimizer, logits)
-    return FAMOState(logits, opt_state, jnp.ones_like(logits), jnp.zeros(logits.shape, bool))
+    return FAMOState(logits, opt_state, jnp.ones_like(logits), jnp.zeros(logits.shape, jnp.int32))
 
   def update(l, state, *, present, **_):
     ratio = _base.softmax(state.logits, present) / floored(l)
-    return _base.divide(ratio, jnp.sum(ratio)), state._replace(losses=l, present=present)
+    return _base.divide(ratio, jnp.sum(ratio)), state._replace(
+      losses=l, seen=jnp.full_like(state.seen, jnp.max(state.seen) + 1)
+    )
 
   def observe(losses, state):
-    present = state.present
+    present = state.seen == jnp.max(state.seen)
     delta = jnp.log(floored(state.losses)) - jnp.log(floored(jnp.where(present, losses, 1)))
     z = _base.softmax(state.logits, present)
     gradient = z * (delta - jnp.sum(z * jnp.where(present, delta, 0)))
