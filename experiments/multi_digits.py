@@ -13,7 +13,6 @@ import flax.linen as nn
 import optax
 
 import mtljax as mtl
-from mtljax.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Config:
   data_dir: str = '~/.cache/mtljax'
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
   splits = mtl.data.multi_digits.load(config.data_dir)
   loss = functools.partial(mtl.losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
@@ -51,7 +50,7 @@ def build(config: Config) -> Experiment:
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, config.steps))
     return mtl.task_optimizer(shared=adam, tasks={name: adam for name in names})
 
-  return Experiment(
+  return mtl.Experiment(
     name='multi_digits',
     model=mtl.sharing.hard(trunk, {task.name: nn.Dense(10) for task in tasks}),
     tasks=tasks,

@@ -56,7 +56,7 @@ def _active_set(M: Array, start: _Face, allowed: Array, face_minimum: Callable[[
     column = _mv(s.inverse, M[index]) - unit
     pivot = M[index, index] - _dot(M[index], column + unit)  # Schur complement: 0 for a dependent coordinate
     row = s.inverse[index]
-    dependent = full & (pivot <= 8 * eps * M[index, index])
+    dependent = full & (pivot <= 16 * eps * jnp.sum(jnp.abs(column)) ** 2)  # the rounding of column'M column
     vector = jnp.where(full, column, row)
     scale = jnp.where(full, 1 / jnp.where(dependent, 1, pivot), -1 / jnp.where(full, 1, row[index]))
     inside = jnp.where(full, s.inside | (unit & ~dependent & ~done), s.inside & ~unit)
@@ -69,6 +69,12 @@ def _active_set(M: Array, start: _Face, allowed: Array, face_minimum: Callable[[
   end = jax.lax.while_loop(lambda s: ~s.done & (s.count < 6 * T + 12), move, start)
   z = face_minimum(end)[0]  # once more: removes the rounding of the last update
   return jnp.where(jnp.all(~end.inside | (z > 0)), jnp.where(end.inside, z, 0), end.x)
+
+
+def length(C: Array, y: Array) -> Array:
+  """|y|_C, 0 where it cannot be told from 0."""
+  square = _dot(y, _mv(C, y))
+  return jnp.sqrt(jnp.where(square > 16 * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(y)) ** 2, square, 0))
 
 
 def nonnegative(M: Array, q: Array, allowed: Array) -> Array:
@@ -97,8 +103,6 @@ def simplex(C: Array, b: Array, p: Array | None, r: Array, allowed: Array) -> Ar
   on the face is w0 + v D / sqrt(r^2 - |v|^2), or lies at infinity along v. The inverse kept is that of C + bb', which
   exists for every affinely independent face, also where 0 lies on it. `p` None is 0: the point of least norm.
   """
-  linear = p is not None
-  p = p if linear else jnp.zeros_like(b)
   T, dtype = C.shape[0], C.dtype
   eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
   M = C + b[:, None] * b[None, :]
@@ -110,30 +114,31 @@ def simplex(C: Array, b: Array, p: Array | None, r: Array, allowed: Array) -> Ar
 
     y = solve(b)
     w0 = y / jnp.maximum(_dot(b, y), tiny)
+    if p is None:
+      point = _mv(C, w0)
+      return w0, point - _dot(w0, point) * b, 4 * eps * jnp.sum(jnp.abs(w0))
     v = -solve(p - _dot(p, w0) * b)
     slack = r**2 + _dot(p, v)
-    distance = jnp.sqrt(jnp.maximum(_dot(w0, _mv(C, w0)), 0))
+    distance = length(C, w0)
     steepest = jnp.max(-v)
     ray = s.x + v * 2 * jnp.max(s.x) / jnp.where(steepest > 0, steepest, 1)
     z = jnp.where(slack > 0, w0 + v * distance / jnp.sqrt(jnp.where(slack > 0, slack, 1)), ray)
-    noise = 4 * eps * jnp.sum(jnp.abs(z))
-    point = _mv(C, z)
-    norm = jnp.sqrt(jnp.maximum(_dot(z, point), 0))
-    slope = jnp.where(norm > noise, r / jnp.where(norm > noise, norm, 1), 0)
-    excess = p + slope * point - (_dot(p, z) + r * norm) * b
-    if not linear:
-      return z, excess, slope * noise
+    norm = length(C, z)
+    slope = r / jnp.where(norm > 0, norm, 1)
+    noise = 4 * eps * (r + jnp.max(jnp.abs(p)) + slope * jnp.sum(jnp.abs(z)))
+
+    def on_smooth():
+      return p + slope * _mv(C, z) - (_dot(p, z) + r * norm) * b
 
     def at_origin():  # a kink: the steepest slope out of the span of the face towards each row
       across = 1 - jnp.sum(C * jnp.matmul(s.inverse, C, precision=HIGHEST), axis=0)
       return p + _mv(C, v) + jnp.sqrt(jnp.maximum(across * slack, 0))
 
-    origin = jnp.max(jnp.where(s.inside, jnp.abs(point), 0)) <= 256 * noise
-    excess = jax.lax.cond(origin, at_origin, lambda: excess)
-    return z, excess, 4 * eps * (r + jnp.max(jnp.abs(p))) + slope * noise
+    return z, jax.lax.cond((distance == 0) & (slack > 0), at_origin, on_smooth), noise
 
   # the best vertex: p_t / b_t + r / b_t
-  vertex = jnp.argmin(jnp.where(allowed, (p + r) / jnp.where(allowed, b, 1), jnp.inf))
+  costs = r if p is None else p + r
+  vertex = jnp.argmin(jnp.where(allowed, costs / jnp.where(allowed, b, 1), jnp.inf))
   unit = jnp.arange(T) == vertex
   x = jnp.where(unit, 1 / jnp.where(b > 0, b, 1), 0)
   inverse = jnp.where(unit[:, None] & unit[None, :], 1 / jnp.where(M[vertex, vertex] > 0, M[vertex, vertex], 1), 0)

@@ -66,7 +66,7 @@ class CompareOptions:
 
   balancers: str = 'equal,uncertainty,pcgrad,cagrad,nash_mtl,upgrad'
   seeds: int = 3
-  learning_rates: str = '3e-4,1e-3,3e-3'
+  learning_rates: str = '1e-3,3e-3,1e-2'
   steps: int = 500
   at: Literal['params', 'features'] = 'params'
   run_dir: str = ''
@@ -193,9 +193,9 @@ def _evaluate(argv):
   folder = run_dir / 'checkpoints'
   best = checkpoint.best_step(folder) if values['checkpoint'] == 'best' else None
   if best is not None:
-    state, step = checkpoint.restore(folder / str(best), run.state)[0], best
+    state, step = checkpoint.restore(folder / str(best), run.abstract)[0], best
   else:
-    state, _, step = checkpoint.restore_latest(folder, run.state)
+    state, _, step = checkpoint.restore_latest(folder, run.abstract)
   print(f'{experiment.name}, {stored["balancer"]}, seed {stored["seed"]}: step {step} in {run_dir}')
   print(tables.metric_table(run.evaluate(state, experiment.test), 'test'))
 

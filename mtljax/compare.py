@@ -93,7 +93,7 @@ class Lanes:
 
     self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
     keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
-    self.state = jax.jit(jax.vmap(init))(self.rates, keys)
+    self.state = jax.jit(lambda *lanes: jax.lax.map(lambda lane: init(*lane), lanes))(self.rates, keys)
     serial = jax.default_backend() == 'cpu' and method.level != 'losses'
     self._program = jax.jit(one_by_one if serial else jax.vmap(lane, (0, 0, 0, None)), donate_argnums=1)
     self._program.eval_shape(*self._arguments(self.state, 0))  # finds what is wrong before anything is trained
@@ -241,7 +241,7 @@ def compare(
   folder = None if run_dir is None else rundir.create(run_dir, overwrite=overwrite)
   say = report or (lambda text: None)
 
-  found, chosen, skipped, base = {}, {}, {}, {}
+  found, chosen, skipped, states, base = {}, {}, {}, {}, {}
   for method, row in lanes.items():
     clock, skipped[method], values = time.perf_counter(), 0, {'val': {}, 'test': {}}
     for part in row:
@@ -249,7 +249,8 @@ def compare(
       skipped[method] += part.train(title, progress)
       for split, of_part in part.evaluate().items():
         values[split] |= of_part
-      part.state = None
+      states.setdefault(method, []).append(jax.tree.map(lambda x: x[0], part.state))
+      part.state = None  # the memory of all lanes
     if method == SINGLE:
       picks = {task: _best_by_metric(values['val'], task, better) for task in better}
       base = {split: {t: _pick(values[split][t], picks[t]) for t in picks} for split in values}
@@ -258,7 +259,7 @@ def compare(
       text = ', '.join(f'{task} rate {rate:g}' for task, rate in chosen[method].items())
     else:
       rates = range(len(plan.learning_rates))
-      deltas = [_mean(metrics.delta_m(_at(values['val'], rate), base['val'], better)) for rate in rates]
+      deltas = [np.mean(metrics.delta_m(_at(values['val'], rate), base['val'], better)) for rate in rates]
       pick = _argbest(deltas)
       found[method] = {split: _at(values[split], pick) for split in values}
       chosen[method] = plan.learning_rates[pick]
@@ -266,8 +267,8 @@ def compare(
     late = f', {skipped[method]} steps of diverging lanes skipped' if skipped[method] else ''
     say(f'{method}: {text}{late} ({time.perf_counter() - clock:.0f} s)')
 
-  times = _step_times(experiment, plan, parts)
-  means = {m: {t: {n: _mean(v) for n, v in part.items()} for t, part in found[m]['test'].items()} for m in methods}
+  times = _step_times(experiment, plan, parts, states)
+  means = {m: {t: {n: np.mean(v) for n, v in part.items()} for t, part in found[m]['test'].items()} for m in methods}
   ranks = metrics.mean_rank(means, better)
   rows = []
   for method in (SINGLE, *methods):
@@ -277,7 +278,9 @@ def compare(
         'method': method,
         'test': _statistics(found[method]['test']),
         'val': _statistics(found[method]['val']),
-        'delta_m': _statistic(delta) if method != SINGLE else {'mean': 0.0, 'interval': None, 'values': list(delta)},
+        'delta_m': _statistic(delta)
+        if method != SINGLE
+        else {'mean': 0.0, 'interval': None, 'values': [0.0] * len(delta)},
         'mean_rank': ranks.get(method),
         'step_time': times[method] / times['equal'],
         'step_ms': times[method],
@@ -286,8 +289,7 @@ def compare(
         'skipped': skipped[method],
       }
     )
-  order = lambda row: -np.nan_to_num(row['delta_m']['mean'], nan=-np.inf)
-  rows = [rows[0], *sorted(rows[1:], key=order)]
+  rows[1:] = sorted(rows[1:], key=lambda row: -np.nan_to_num(row['delta_m']['mean'], nan=-np.inf))
   first = {task: next(iter(found.items())) for task, found in better.items()}
   outcome = Comparison(experiment.name, plan, first, rows)
   if folder is not None:
@@ -295,8 +297,8 @@ def compare(
   return outcome
 
 
-def _step_times(experiment, plan, parts, rounds: int = 9) -> dict[str, float]:
-  """Milliseconds per step of a single run of every row, T of them for the baselines.
+def _step_times(experiment, plan, parts, states, rounds: int = 9) -> dict[str, float]:
+  """Milliseconds per step of a single run of every row, T of them for the baselines; `states` are used up.
 
   Rounds in turn, so that a busy machine hits all rows alike.
   """
@@ -304,7 +306,6 @@ def _step_times(experiment, plan, parts, rounds: int = 9) -> dict[str, float]:
   runs = {SINGLE: [Run(part, options) for part in parts]}
   for method in plan.balancers:
     runs[method] = [Run(experiment, dataclasses.replace(options, balancer=method, at=plan.at))]
-  states = {method: [run.state for run in found] for method, found in runs.items()}
 
   def milliseconds(method, steps):
     clock = time.perf_counter()
@@ -324,7 +325,7 @@ def _step_times(experiment, plan, parts, rounds: int = 9) -> dict[str, float]:
 
 def _best_by_metric(values, task, better) -> int:
   name, higher = next(iter(better[task].items()))
-  return _argbest([_mean(row) * (1 if higher else -1) for row in values[task][name]])
+  return _argbest([np.mean(row) * (1 if higher else -1) for row in values[task][name]])
 
 
 def _argbest(scores) -> int:
@@ -337,10 +338,6 @@ def _at(values, rate):
 
 def _pick(part, rate):
   return {name: value[rate] for name, value in part.items()}
-
-
-def _mean(values) -> float:
-  return float(np.mean(values))
 
 
 def _statistics(values):

@@ -111,8 +111,8 @@ class Run:
     experiment, options: what to run.
 
   Attributes:
-    state: the fresh `TrainState`; the first step takes its buffers.
     names: the order of the task axis.
+    abstract: shapes and dtypes of the `TrainState`.
 
   Raises:
     InputError: balancer, model, tasks, data and options that do not fit together.
@@ -128,8 +128,8 @@ class Run:
       model, tasks, optimizer, balancer, at=options.at, penalties=tuple(experiment.penalties)
     )
     batch = train(options.seed, 0)
-    init = jax.jit(lambda key: train_step.init_state(model, tasks, optimizer, balancer, batch, key))
-    self.state: TrainState = init(jax.random.key(options.seed))
+    self._init = jax.jit(lambda key: train_step.init_state(model, tasks, optimizer, balancer, batch, key))
+    self.abstract = self._init.eval_shape(jax.random.key(options.seed))
 
     if options.mode == 'jit':  # the rows are gathered in the compiled step
 
@@ -137,18 +137,22 @@ class Run:
         return step(state, train.take(examples, indices))
 
       call = jax.jit(gathered, donate_argnums=0)
-      call.eval_shape(self.state, train.indices(options.seed, 0), train.examples)
+      call.eval_shape(self.abstract, train.indices(options.seed, 0), train.examples)
       self._step = lambda state, index: call(state, train.indices(options.seed, index), train.examples)
     else:
       parallel.check_divisible(batch, len(jax.devices()))
-      jax.eval_shape(step, self.state, batch)
+      jax.eval_shape(step, self.abstract, batch)
       compiled = parallel.compile_step(step, options.mode)
       self._step = lambda state, index: compiled(state, train(options.seed, index))
 
     self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))
     for split in (experiment.val, experiment.test):
       if split:
-        self._eval_step.eval_shape(self.state.params, self.state.model_state, split[0])
+        self._eval_step.eval_shape(self.abstract.params, self.abstract.model_state, split[0])
+
+  def init(self) -> TrainState:
+    """A fresh state."""
+    return self._init(jax.random.key(self.options.seed))
 
   def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
     """Step number `index`, from 0; the state is donated."""

@@ -124,8 +124,8 @@ def conflict_averse(G: Array, c: Array, present: Array) -> Array:
   length = jnp.sqrt(jnp.maximum(jnp.dot(mean, pull, precision=HIGHEST), 0))
   pull = pull / jnp.where(length > 0, length, 1)
   y, _ = _over_hull(C, norms, pull, c)
-  distance = combined_norm(C, y)
-  at_zero = distance <= 4 * jnp.sqrt(jnp.finfo(G.dtype).eps) * jnp.sum(y)
+  distance = _solvers.length(C, y)
+  at_zero = distance == 0
   project = lambda: _solvers.nonnegative(C, pull, norms > 0)
   y = jax.lax.cond(at_zero, project, lambda: y * c / jnp.where(at_zero, 1, distance))
   return jnp.where(norms > 0, y * length / jnp.where(norms > 0, norms, 1), 0)

@@ -200,11 +200,11 @@ def train(
   clock = time.perf_counter()
   say = print if progress else lambda *_: None
   run = Run(experiment, options)
-  state, start, seconds = run.state, 0, 0.0
+  state, start, seconds = None, 0, 0.0
   run_dir = pathlib.Path(run_dir) if resume else rundir.create(run_dir, overwrite=overwrite)
   folder = run_dir / 'checkpoints'
   if resume and checkpoint.steps(folder):
-    state, manifest, start = checkpoint.restore_latest(folder, state)
+    state, manifest, start = checkpoint.restore_latest(folder, run.abstract)
     seconds = manifest['seconds']
     if start > options.steps:
       raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
@@ -215,7 +215,7 @@ def train(
   try:
     try:
       fitted = fit(
-        state,
+        run.init() if state is None else state,
         run.step,
         options.steps,
         names=run.names,

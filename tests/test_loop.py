@@ -228,7 +228,7 @@ def test_the_last_two_and_the_best_checkpoint_stay(undisturbed):
 
 def test_the_step_learns(experiment, undisturbed):
   before = Run(experiment, OPTIONS)
-  before = before.evaluate(before.state, experiment.val)
+  before = before.evaluate(before.init(), experiment.val)
   assert undisturbed[1]['val']['size']['rmse'] < 0.8 * before['size']['rmse']
 
 
@@ -273,7 +273,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(experiment, undisturbed, tmp
     result = train(experiment, tmp_path / 'run', resume=True)
   assert_as_if_never_stopped(tmp_path / 'run', result, undisturbed)
   assert checkpoint.steps(folder)[:2] == [newest, before]
-  checkpoint.restore(folder / str(newest), Run(experiment, OPTIONS).state)
+  checkpoint.restore(folder / str(newest), Run(experiment, OPTIONS).abstract)
 
 
 def test_a_finished_run_resumed_does_nothing(experiment, undisturbed, tmp_path):

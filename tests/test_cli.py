@@ -1,0 +1,294 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+import mtljax as mtl
+from mtljax import checkpoint, experiment, loop, rundir
+from mtljax.cli import COMMANDS, main
+
+TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--balancer', 'uncertainty')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('cli')
+  tiny.write(path)
+  return path
+
+
+def call(capfd, *argv):
+  """Exit code, what went to stdout, what went to stderr without the progress bars."""
+  code = main(list(argv))
+  out, err = capfd.readouterr()
+  err = '\n'.join(
+    line for line in re.split(r'[\r\n]', err) if line.strip() and 'it/s' not in line and '?it' not in line
+  )
+  assert 'Traceback' not in err
+  return code, out, err
+
+
+def table(text):
+  lines = text.splitlines()
+  start = next(i for i, line in enumerate(lines) if line.startswith('test'))
+  return lines[start:]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(folder):
+  """A run from the console script, as a user starts it."""
+  script = pathlib.Path(sys.executable).parent / 'mtljax'
+  command = [str(script), 'train', 'tiny.py', *TRAIN, '--run-dir', 'runs/whole', '--width=6']
+  done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return folder / 'runs' / 'whole', done
+
+
+def test_train_shows_progress_and_prints_a_table(undisturbed):
+  run_dir, done = undisturbed
+  assert re.search(r'uncertainty: 100%.*12/12 .*kind [\d.]+ size [\d.]+', done.stderr)
+  lines = table(done.stdout)
+  assert lines[0].split() == ['test', 'accuracy', 'rmse', 'mae', 'loss'] and len({len(line) for line in lines}) == 1
+  result = rundir.read_json(run_dir / 'result.json')
+  assert lines[2].split() == ['kind', f'{result["test"]["kind"]["accuracy"]:.4f}', '–', '–', lines[2].split()[-1]]
+  assert result['steps'] == 12 and result['balancer'] == 'uncertainty'
+  config = rundir.read_json(run_dir / 'config.json')
+  assert config['config']['width'] == 6 and config['config']['steps'] == 12 and config['learning_rate'] == 1e-2
+  assert config['source'].endswith('tiny.py') and config['mtljax'] == mtl.__version__
+
+
+def test_evaluate_prints_the_same_table(undisturbed, capfd):
+  run_dir, done = undisturbed
+  code, out, err = call(capfd, 'evaluate', str(run_dir))
+  assert code == 0 and table(out) == table(done.stdout) and err == ''
+  code, out, _ = call(capfd, 'evaluate', str(run_dir), '--checkpoint', 'best')
+  assert code == 0 and f'step {checkpoint.best_step(run_dir / "checkpoints")} in' in out
+
+
+KILL = """
+import os, signal, sys
+from mtljax import cli
+from mtljax.experiment import Run
+step = Run.step
+def killing(self, state, index):
+  if index == 10:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return step(self, state, index)
+Run.step = killing
+cli.main(sys.argv[1:])
+"""
+
+
+def test_kill_and_resume_end_with_the_same_bits(folder, undisturbed, capfd):
+  run_dir = folder / 'runs' / 'killed'
+  argv = ['train', str(folder / 'tiny.py'), *TRAIN, '--run_dir', str(run_dir), '--width', '6']
+  done = subprocess.run([sys.executable, '-c', KILL, *argv], capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL and not (run_dir / 'result.json').exists()
+  code, out, _ = call(capfd, 'train', '--resume', str(run_dir))
+  assert code == 0 and 'steps 8 to 12' in out
+  assert table(out) == table(undisturbed[1].stdout)
+  digests = [rundir.read_json(path / 'result.json')['params_sha256'] for path in (run_dir, undisturbed[0])]
+  assert digests[0] == digests[1]
+  assert (run_dir / 'metrics.jsonl').read_text() == (undisturbed[0] / 'metrics.jsonl').read_text()
+  assert checkpoint.steps(run_dir / 'checkpoints') == checkpoint.steps(undisturbed[0] / 'checkpoints')
+
+
+def test_resume_extends(folder, capfd, tmp_path):
+  argv = ('train', str(folder / 'tiny.py'), '--run_dir', str(tmp_path / 'run'), '--steps', '3')
+  assert call(capfd, *argv)[0] == 0
+  code, out, _ = call(capfd, 'train', '--resume', str(tmp_path / 'run'), '--steps', '5')
+  assert code == 0 and 'steps: 3 becomes 5; a schedule that depends on steps changes with it.' in out
+  assert rundir.read_json(tmp_path / 'run' / 'result.json')['steps'] == 5
+  assert rundir.read_json(tmp_path / 'run' / 'config.json')['config']['steps'] == 5
+  code, _, err = call(capfd, 'train', '--resume', str(tmp_path / 'run'), '--steps', '4')
+  assert code == 2 and 'steps: found 4, expected at least 5' in err
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['--seed', '3'], '--seed: found 3, expected 0, as the run in'),
+    (['--balancer=equal'], '--balancer: found equal, expected uncertainty'),
+    (['--width', '7'], '--width: found 7, expected 6'),
+    (['--overwrite'], '--overwrite: found together with --resume'),
+    (['--run_dir', 'elsewhere'], '--run_dir: found elsewhere, expected'),
+  ],
+)
+def test_resume_keeps_what_the_run_was_started_with(undisturbed, capfd, argv, message):
+  code, _, err = call(capfd, 'train', '--resume', str(undisturbed[0]), *argv)
+  assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+def test_sigterm_is_a_clean_stop(folder, capfd, tmp_path, monkeypatch):
+  step = experiment.Run.step
+
+  def stopping(self, state, index):
+    if index == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, state, index)
+
+  monkeypatch.setattr(experiment.Run, 'step', stopping)
+  run_dir = tmp_path / 'run'
+  code, out, err = call(capfd, 'train', str(folder / 'tiny.py'), *TRAIN, '--run_dir', str(run_dir))
+  assert code == 0 and f'mtljax train --resume {run_dir}' in out and checkpoint.steps(run_dir / 'checkpoints') == [5, 4]
+
+
+def test_nan_is_one_sentence_and_exit_code_1(folder, capfd, tmp_path):
+  argv = ('train', str(folder / 'tiny.py'), '--bad_row', '5', '--steps', '12', '--run_dir', str(tmp_path / 'run'))
+  code, _, err = call(capfd, *argv, '--checkpoint_every', '1')
+  assert code == 1
+  said = err.splitlines()[-1]
+  assert re.fullmatch(
+    r"mtljax train: The loss of task 'size' became nan at step \d+\. (The last good checkpoint is .*/run/checkpoints/\d+|"
+    r'There is no checkpoint yet)\.',
+    said,
+  )
+
+
+def test_compare(folder, capfd, tmp_path):
+  argv = ('--balancers', 'equal,constant(weights=[1.0, 2.0])', '--seeds', '2', '--learning_rates', '1e-2,1e-3')
+  run_dir = tmp_path / 'run'
+  code, out, _ = call(capfd, 'compare', str(folder / 'tiny.py'), *argv, '--steps', '4', '--run-dir', str(run_dir))
+  assert code == 0
+  lines = out.splitlines()
+  start = next(i for i, line in enumerate(lines) if line.startswith('method'))
+  methods = {line.split('  ')[0] for line in lines[start + 2 :]}
+  assert methods == {'single-task', 'equal', 'constant(weights=[1.0, 2.0])'} and '±' in lines[start + 2]
+  saved = json.loads((run_dir / 'compare.json').read_text())
+  assert saved['seeds'] == [0, 1] and saved['learning_rates'] == [1e-2, 1e-3] and saved['steps'] == 4
+  assert saved['config']['steps'] == 4 and saved['source'].endswith('tiny.py')
+  assert {path.name for path in run_dir.iterdir()} == {'compare.json', 'compare.csv', 'compare.png'}
+
+
+def never(*args, **kwargs):
+  raise AssertionError('trained')
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['trian'], r"mtljax trian: command 'trian' is unknown \(did you mean 'train'\?\), expected one of \["),
+    (['train'], r'mtljax train: experiment: found none, expected a \.py file or one of \['),
+    (['train', 'nope.py'], r'experiment nope.py: found no such file, expected a \.py file or one of'),
+    (['train', 'TINY', '--balancer', 'cagard'], r"unknown method 'cagard', expected one of .* Did you mean 'cagrad'\?"),
+    (['train', 'TINY', '--balancer', 'cagrad(d=1)'], r"cagrad: found unknown argument 'd'"),
+    (['train', 'TINY', '--widht', '3'], r"option '--widht' is unknown \(did you mean '--width'\?\)"),
+    (['train', 'TINY', 'stray'], r"argument 'stray' is unknown"),
+    (['train', 'TINY', '--steps', 'many'], r"Error parsing --steps: invalid literal for int\(\) .* 'many'"),
+    (['train', 'TINY', '--steps', '0'], r'steps: found 0, expected a positive integer'),
+    (
+      ['train', 'TINY', '--mode', 'gpu'],
+      r"invalid choice 'gpu' for argument '--mode'. Expected one of \('jit', 'pmap'",
+    ),
+    (['train', 'TINY', '--seed', '-1'], r'seed: found -1, expected an integer >= 0'),
+    (['train', 'TINY', '--batch_size', '1000'], r'batch_size: found 1000, expected at most 96'),
+    (['train', 'TINY', '--batch_size', '6', '--mode', 'shard_map'], r'divisible by 4 devices'),
+    (['train', 'TINY', '--balancer', 'graddrop', '--at', 'features'], r'features'),
+    (['train', 'TINY', '--run_dir', 'FOLDER'], r'run directory .*: found files of an earlier run, .*--overwrite'),
+    (['train', 'TINY', '--run_dir', 'TINY/x'], r'run directory .*/x: cannot be written \(Not a directory\)'),
+    (['train', '--resume', 'FOLDER'], r'found no config.json, expected the directory of a run'),
+    (['compare', 'TINY', '--balancers', 'equal,nope'], r"unknown method 'nope'"),
+    (['compare', 'TINY', '--seeds', '0'], r'seeds: found 0, expected a positive integer'),
+    (['compare', 'TINY', '--learning_rates', 'fast'], r"learning_rates: found 'fast', expected numbers"),
+    (['compare', 'TINY', '--learning_rate', '1'], r"option '--learning_rate' is unknown"),
+    (['compare'], r'mtljax compare: experiment: found none'),
+    (['evaluate'], r'mtljax evaluate: run directory: found none'),
+    (['evaluate', 'nowhere'], r'run directory nowhere: found no config.json'),
+    (['list', 'balancers'], r"argument 'balancers' is unknown"),
+  ],
+)
+def test_bad_input_is_one_sentence_before_training(folder, capfd, monkeypatch, argv, message):
+  monkeypatch.setattr(loop, 'fit', never)
+  monkeypatch.chdir(folder)
+  places = {'TINY': str(folder / 'tiny.py'), 'FOLDER': str(folder), 'TINY/x': str(folder / 'tiny.py' / 'x')}
+  before = set(folder.rglob('*'))
+  code, out, err = call(capfd, *(places.get(text, text) for text in argv))
+  assert code == 2 and re.search(message, err), err
+  assert len(err.splitlines()) == 1 and err.startswith(f'mtljax {argv[0]}: ') and out == ''
+  assert {path for path in set(folder.rglob('*')) - before if '__pycache__' not in str(path)} == set()
+
+
+@pytest.mark.parametrize('command', list(COMMANDS))
+@pytest.mark.parametrize('with_experiment', [False, True])
+def test_help_has_every_option_its_meaning_and_default(folder, capfd, monkeypatch, command, with_experiment):
+  monkeypatch.setenv('COLUMNS', '200')
+  takes_one = command in ('train', 'compare')
+  argv = [str(folder / 'tiny.py')] if with_experiment and takes_one else []
+  code, out, err = call(capfd, command, *argv, '--help')
+  assert code == 0 and err == ''
+  text = ' '.join(re.sub(r'[│╭╮╰╯─]', ' ', out).split())
+  options = experiment.fields(COMMANDS[command][0])
+  own = experiment.fields(experiment.load(argv[0]).Config) if argv else {}
+  trains = {field.name for field in dataclasses.fields(loop.Options)}
+  for name, (_, default, meaning) in {**own, **options}.items():
+    if name in own and name not in options and name in trains:
+      assert f'--{name} ' not in text  # `compare` has rates and seeds of its own
+      continue
+    default = own[name][1] if name in own and name in options else default
+    assert f'--{name}' in text, name
+    assert meaning.split('.')[0] in text, name
+    if isinstance(default, int | float) and name != 'data_dir':
+      assert re.search(rf'--{name} .*?\(default: {default}\)', text), name
+  assert command == 'list' or 'default: ' in text
+
+
+def test_fields_of_commands_have_a_meaning():
+  for cls, _ in COMMANDS.values():
+    assert all(text for _, _, text in experiment.fields(cls).values()), cls
+
+
+def test_top_level(capfd):
+  for argv in ([], ['--help'], ['-h']):
+    code, out, _ = call(capfd, *argv)
+    assert code == 0 and all(f'\n  {command} ' in out for command in COMMANDS)
+  code, out, _ = call(capfd, '--version')
+  assert (code, out) == (0, f'mtljax {mtl.__version__}\n')
+
+
+def test_list_names_everything(capfd):
+  code, out, _ = call(capfd, 'list')
+  assert code == 0
+  listed = {line.split()[0] for line in out.splitlines() if line.startswith('  ')}
+  assert listed == {*mtl.balancing.METHODS, *mtl.sharing.ARCHITECTURES, *experiment.shipped()}
+  assert all(len(line.split()) > 2 for line in out.splitlines() if line.startswith('  '))
+
+
+def test_default_places(folder, capfd, tmp_path, monkeypatch):
+  source = tiny.SOURCE.replace('width: int = 8', "width: int = 8\n  data_dir: str = 'nowhere'")
+  source = source.replace('  train = examples(', "  print('data in', config.data_dir)\n  train = examples(")
+  path = tiny.write(tmp_path, source=source)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('MTLJAX_DATA_DIR', '~/of_the_environment')
+  argv = ('train', str(path), '--steps=1', '--balancer', 'constant(weights=[1.0, 2.0])', '--seed=2')
+  code, out, _ = call(capfd, *argv)
+  assert code == 0 and f'data in {pathlib.Path.home()}/of_the_environment' in out
+  assert (tmp_path / 'runs' / 'tiny' / 'constant_weights=_1.0_2.0-seed2' / 'result.json').exists()
+  monkeypatch.delenv('MTLJAX_DATA_DIR')
+  code, out, _ = call(capfd, *argv, '--overwrite')
+  assert code == 0 and 'data in nowhere' in out
+  code, out, _ = call(capfd, *argv, '--overwrite', '--data_dir', 'given')
+  assert code == 0 and 'data in given' in out
+
+
+def test_a_damaged_checkpoint_is_a_warning(undisturbed, capfd, tmp_path):
+  import shutil
+
+  shutil.copytree(undisturbed[0], tmp_path / 'run')
+  newest = tmp_path / 'run' / 'checkpoints' / '12' / 'manifest' / 'metadata'
+  newest.write_text(newest.read_text()[:-9])
+  import warnings
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('default')
+    code, out, err = call(capfd, 'evaluate', str(tmp_path / 'run'))
+  assert code == 0 and err.startswith('warning: checkpoint ') and 'Taking the one before.' in err
+  assert 'step 8 in' in out or 'step 6 in' in out
+  assert np.isfinite(float(table(out)[2].split()[1]))
