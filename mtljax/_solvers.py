@@ -27,7 +27,7 @@ class _Face(NamedTuple):
   inverse: Array  # f[T, T], 0 outside the face
   barred: Array  # bool[T], coordinates that may not enter until another one has
   grew: Array  # bool[], the last move was an entry
-  done: Array  # bool[]
+  done: Array  # int32[], how often no coordinate wanted to enter; the second look removes rounding
   count: Array  # int32[]
 
 
@@ -51,7 +51,7 @@ def _active_set(M: Array, start: _Face, allowed: Array, face_minimum: Callable[[
     barred = s.barred & ~(full & s.grew)
     gain = jnp.where(allowed & ~s.inside & ~barred, -excess, -jnp.inf)
     index = jnp.where(full, jnp.argmax(gain), jnp.argmin(ratio))
-    done = full & (gain[index] <= noise)
+    done = full & ((gain[index] <= noise) | (s.done > 0))
     unit = jnp.arange(T) == index
     column = _mv(s.inverse, M[index]) - unit
     pivot = M[index, index] - _dot(M[index], column + unit)  # Schur complement: 0 for a dependent coordinate
@@ -64,11 +64,9 @@ def _active_set(M: Array, start: _Face, allowed: Array, face_minimum: Callable[[
     inverse = jnp.where(inside[:, None] & inside[None, :], inverse, 0)
     stuck = jnp.where(full, dependent, s.x[index] <= 0)
     x = jnp.where(inside, jnp.maximum(x, 0), 0)
-    return _Face(x, inside, inverse, barred | (unit & stuck), full & ~dependent, done, s.count + 1)
+    return _Face(x, inside, inverse, barred | (unit & stuck), full & ~dependent, s.done + done, s.count + 1)
 
-  end = jax.lax.while_loop(lambda s: ~s.done & (s.count < 6 * T + 12), move, start)
-  z = face_minimum(end)[0]  # once more: removes the rounding of the last update
-  return jnp.where(jnp.all(~end.inside | (z > 0)), jnp.where(end.inside, z, 0), end.x)
+  return jax.lax.while_loop(lambda s: (s.done < 2) & (s.count < 6 * T + 12), move, start).x
 
 
 def length(C: Array, y: Array) -> Array:
@@ -92,7 +90,7 @@ def nonnegative(M: Array, q: Array, allowed: Array) -> Array:
     return z, _mv(M, z) + q, 4 * eps * (1 + jnp.sum(jnp.abs(z)))
 
   no, zero = jnp.zeros(T, bool), jnp.zeros(T, M.dtype)
-  start = _Face(zero, no, jnp.zeros_like(M), no, jnp.array(False), jnp.array(False), jnp.array(0))
+  start = _Face(zero, no, jnp.zeros_like(M), no, jnp.array(False), jnp.array(0), jnp.array(0))
   return _active_set(M, start, allowed, face_minimum) * d * size
 
 
@@ -142,9 +140,8 @@ def simplex(C: Array, b: Array, p: Array | None, r: Array, allowed: Array) -> Ar
   unit = jnp.arange(T) == vertex
   x = jnp.where(unit, 1 / jnp.where(b > 0, b, 1), 0)
   inverse = jnp.where(unit[:, None] & unit[None, :], 1 / jnp.where(M[vertex, vertex] > 0, M[vertex, vertex], 1), 0)
-  none_allowed = ~jnp.any(allowed)
-  start = _Face(x, unit, inverse, jnp.zeros(T, bool), jnp.array(False), none_allowed, jnp.array(0))
-  return jnp.where(none_allowed, 0, _active_set(M, start, allowed, face_minimum))
+  start = _Face(x, unit, inverse, jnp.zeros(T, bool), jnp.array(False), jnp.array(0), jnp.array(0))
+  return jnp.where(allowed, _active_set(M, start, allowed, face_minimum), 0)
 
 
 def power_fair(C: Array, norms: Array, alpha: Array, share: Array) -> Array:

@@ -124,6 +124,8 @@ def _train(argv):
   name, argv = _split(argv)
   resume = _value_of('--resume', argv)
   stored = rundir.read_json(pathlib.Path(resume) / 'config.json') if resume else {}
+  if resume and stored.keys().isdisjoint({'source', 'steps'}):
+    raise InputError(f'run directory {resume}: its config.json is not one of `mtljax train`.')
   name = name or stored.get('source')
   asks = not {'-h', '--help'}.isdisjoint(argv)
   if name is None and not asks:
@@ -138,7 +140,7 @@ def _train(argv):
     raise InputError(f'--resume {resume}: found a run of {stored["experiment"]!r}, expected {experiment.name!r}.')
   if resume and options.steps != stored['steps']:
     print(f'steps: {stored["steps"]} becomes {options.steps}; a schedule that depends on steps changes with it.')
-  label = re.sub(r'[^\w.=-]+', '_', options.balancer).strip('_')
+  label = re.sub(r'[^\w.-]+', '_', options.balancer).strip('_')
   place = resume or values['run_dir'] or pathlib.Path('runs') / experiment.name / f'{label}-seed{options.seed}'
   meta = _meta(name, values, config)
   loop.train(experiment, options, place, overwrite=values['overwrite'], resume=bool(resume), config=meta)
@@ -159,7 +161,7 @@ def _compare(argv):
     found = values['learning_rates']
     raise InputError(f'learning_rates: found {found!r}, expected numbers separated by commas.') from None
   plan = Plan(
-    balancers=re.findall(r'(?:[^,()]|\([^()]*(?:\([^()]*\)[^()]*)*\))+', values['balancers']),
+    balancers=_calls(values['balancers']),
     seeds=tuple(range(values['seeds'])),
     learning_rates=rates,
     steps=values['steps'],
@@ -182,6 +184,8 @@ def _evaluate(argv):
     )
   run_dir = pathlib.Path(run_dir)
   stored = rundir.read_json(run_dir / 'config.json')
+  if not {'source', 'config', *(field.name for field in dataclasses.fields(loop.Options))} <= set(stored):
+    raise InputError(f'run directory {run_dir}: its config.json is not one of `mtljax train`.')
   module = experiment_lib.load(stored['source'])
   config = dict(stored['config'])
   if 'data_dir' in config:
@@ -310,6 +314,18 @@ def _split(argv) -> tuple[str | None, list[str]]:
   files = [i for i in found if argv[i].endswith('.py') or argv[i] in experiment_lib.shipped()]
   place = next(iter(files or found), None)
   return (None, argv) if place is None else (argv[place], argv[:place] + argv[place + 1 :])
+
+
+def _calls(text: str) -> list[str]:
+  """Splits at the commas outside of brackets."""
+  parts, depth = [''], 0
+  for letter in text:
+    depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and depth == 0:
+      parts.append('')
+    else:
+      parts[-1] += letter
+  return [part.strip() for part in parts if part.strip()]
 
 
 def _value_of(option, argv):

@@ -232,6 +232,8 @@ def compare(
       'it keeps its values, so every seed would start from the same parameters.'
     )
   methods = tuple(dict.fromkeys(('equal', *(text.strip() for text in plan.balancers))))
+  for method in methods:
+    balancing.parse(method, steps_per_epoch=experiment.train.steps_per_epoch)  # a misspelt one is said at once
   plan = dataclasses.replace(plan, balancers=methods)
   singles = dataclasses.replace(plan, at='params')
   parts = [subset(experiment, [task.name]) for task in experiment.tasks]
@@ -239,8 +241,6 @@ def compare(
   lanes = {SINGLE: [Lanes(part, singles, 'equal', lane_evaluator(part)) for part in parts]}
   lanes |= {method: [Lanes(experiment, plan, method, evaluator)] for method in methods}
   folder = None if run_dir is None else rundir.create(run_dir, overwrite=overwrite)
-  say = report or (lambda text: None)
-
   found, chosen, skipped, states, base = {}, {}, {}, {}, {}
   for method, row in lanes.items():
     clock, skipped[method], values = time.perf_counter(), 0, {'val': {}, 'test': {}}
@@ -265,7 +265,8 @@ def compare(
       chosen[method] = plan.learning_rates[pick]
       text = f'rate {chosen[method]:g}, Δm on validation {deltas[pick]:+.2f} %'
     late = f', {skipped[method]} steps of diverging lanes skipped' if skipped[method] else ''
-    say(f'{method}: {text}{late} ({time.perf_counter() - clock:.0f} s)')
+    if report is not None:
+      report(f'{method}: {text}{late} ({time.perf_counter() - clock:.0f} s)')
 
   times = _step_times(experiment, plan, parts, states)
   means = {m: {t: {n: np.mean(v) for n, v in part.items()} for t, part in found[m]['test'].items()} for m in methods}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax import arrays, inputs, linalg
-from mtljax.base import Array, Balancer, Batch, InputError, Model, Penalty, PyTree, Task, TaskGradients
+from mtljax.base import Array, Balancer, Batch, Model, Penalty, PyTree, Task, TaskGradients
 
 
 class _Forward(NamedTuple):

@@ -32,60 +32,71 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
   """
   if mode not in MODES:
     raise InputError(f'mode: found {mode!r}, expected one of {MODES}.')
-  donated = (0,) if donate else ()
   if mode == 'jit':
     if mesh is not None:
       raise InputError("mesh: found one with mode='jit', which runs on one device; use 'sharded' or 'shard_map'.")
-    return _Compiled(jax.jit(lambda s, b, e: step(s, b, extras=e), donate_argnums=donated), None, None)
-  mesh = mesh if mesh is not None else Mesh(np.array(jax.devices()), (AXIS,))
-  if mode != 'sharded' and len(mesh.axis_names) != 1:
-    raise InputError(f'mesh: found axes {mesh.axis_names}, expected one axis for mode={mode!r}.')
-  axis, size = mesh.axis_names[0], mesh.devices.shape[0]
-  spec = PartitionSpec
-
-  if mode == 'sharded':
-    compiled = jax.jit(lambda s, b, e: _keep_sharding(step(s, b, extras=e), mesh), donate_argnums=donated)
   else:
-
-    def local(state, batch, extras):
-      return step(state, batch, extras=extras, axis_name=axis)
-
-    if mode == 'shard_map':
-      # check_vma=False: sums over devices are written out in the step; with it, vjp would sum the Jacobian once more
-      specs = dict(in_specs=(spec(), spec(axis), spec()), out_specs=spec(), check_vma=False)
-      compiled = jax.jit(jax.shard_map(local, mesh=mesh, **specs), donate_argnums=donated)
-    else:
-      mapped = jax.pmap(
-        local,
-        axis_name=axis,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=donated,
-        devices=list(mesh.devices.flat),
-      )
-
-      def compiled(state, batch, extras):
-        return mapped(state, jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), batch), extras)
-
-  return _Compiled(compiled, mesh, size, place_batch=mode != 'pmap')
+    mesh = mesh if mesh is not None else Mesh(np.array(jax.devices()), (AXIS,))
+    if mode != 'sharded' and len(mesh.axis_names) != 1:
+      raise InputError(f'mesh: found axes {mesh.axis_names}, expected one axis for mode={mode!r}.')
+  return _Compiled(step, mode, mesh, (0,) if donate else ())
 
 
 class _Compiled:
-  """Checks the batch and places state and batch, then calls the compiled function."""
+  """Checks the batch, places state and batch, and calls the compiled function.
 
-  def __init__(self, compiled, mesh, size, place_batch=True):
-    self.compiled, self.mesh, self.size, self.place_batch = compiled, mesh, size, place_batch
+  The state's key goes in beside the state, as the array below it: a typed key in the arguments takes the slow path of
+  every call, and a step returns the key that it got.
+  """
+
+  def __init__(self, step, mode, mesh, donated):
+    self.step, self.mode, self.mesh, self.donated = step, mode, mesh, donated
+    self.key, self.raw, self.compiled = None, None, None
 
   def __call__(self, state, batch, *, extras=None):
-    extras = extras or {}
-    if self.mesh is None:
-      return self.compiled(state, batch, extras)
-    check_divisible(batch, self.size)
-    if getattr(state.step.sharding, 'mesh', None) != self.mesh:  # the first call: later ones get what the step returned
-      state = jax.device_put(state, state_sharding(state, self.mesh), may_alias=False)
-    if self.place_batch:
-      batch = shard_batch(batch, self.mesh)
-    return self.compiled(state, batch, extras)
+    if self.mesh is not None:
+      check_divisible(batch, self.mesh.devices.shape[0])
+      if (
+        getattr(state.step.sharding, 'mesh', None) != self.mesh
+      ):  # the first call: later ones get what the step returned
+        state = jax.device_put(state, state_sharding(state, self.mesh), may_alias=False)
+      if self.mode != 'pmap':
+        batch = shard_batch(batch, self.mesh)
+    if state.key is not self.key:
+      impl = jax.random.key_impl(state.key)
+      if self.key is None or impl != jax.random.key_impl(self.key):
+        self.compiled = self._compile(impl)
+      self.key, self.raw = state.key, jax.random.key_data(state.key)
+    key = state.key
+    state, info = self.compiled(state.replace(key=None), self.raw, batch, extras or {})
+    return state.replace(key=key), info
+
+  def _compile(self, impl):
+    mesh, axis = self.mesh, None if self.mesh is None else self.mesh.axis_names[0]
+
+    def run(state, key, batch, extras, axis_name=None):
+      state = state.replace(key=jax.random.wrap_key_data(key, impl=impl))
+      state, info = self.step(state, batch, extras=extras, axis_name=axis_name)
+      return state.replace(key=None), info
+
+    def local(*args):
+      return run(*args, axis_name=axis)
+
+    def sharded(*args):  # the new state lies where the old one lay, so that the next call recompiles nothing
+      state, info = run(*args)
+      return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), info
+
+    if self.mode == 'pmap':
+      size, devices = mesh.devices.size, list(mesh.devices.flat)
+      options = dict(in_axes=(None, None, 0, None), out_axes=None, donate_argnums=self.donated, devices=devices)
+      mapped = jax.pmap(local, axis_name=axis, **options)
+      deal = lambda batch: jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), batch)
+      return lambda state, key, batch, extras: mapped(state, key, deal(batch), extras)
+    if self.mode == 'shard_map':
+      # check_vma=False: sums over devices are written out in the step; with it, vjp would sum the Jacobian once more
+      rep, rows = PartitionSpec(), PartitionSpec(axis)
+      local = jax.shard_map(local, mesh=mesh, in_specs=(rep, rep, rows, rep), out_specs=rep, check_vma=False)
+    return jax.jit({'jit': run, 'shard_map': local, 'sharded': sharded}[self.mode], donate_argnums=self.donated)
 
 
 def check_divisible(batch: Batch, size: int) -> None:
@@ -118,9 +129,3 @@ def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
     return NamedSharding(mesh, PartitionSpec(*(None,) * largest, 'model'))
 
   return jax.tree.map(sharding, state)
-
-
-def _keep_sharding(result, mesh):
-  """The new state lies where the old one lay, so that the next call recompiles nothing."""
-  state, info = result
-  return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), info

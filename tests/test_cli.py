@@ -3,16 +3,18 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import checkpoint, experiment, loop, rundir
+from mtljax import checkpoint, cli, experiment, loop, rundir
 from mtljax.cli import COMMANDS, main
 
 TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--balancer', 'uncertainty')
@@ -22,6 +24,8 @@ TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--bal
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp('cli')
   tiny.write(path)
+  (path / 'other').mkdir()
+  (path / 'other' / 'config.json').write_text('{"hidden_size": 3}')
   return path
 
 
@@ -92,8 +96,9 @@ def test_kill_and_resume_end_with_the_same_bits(folder, undisturbed, capfd):
   argv = ['train', str(folder / 'tiny.py'), *TRAIN, '--run_dir', str(run_dir), '--width', '6']
   done = subprocess.run([sys.executable, '-c', KILL, *argv], capture_output=True, text=True)
   assert done.returncode == -signal.SIGKILL and not (run_dir / 'result.json').exists()
-  code, out, _ = call(capfd, 'train', '--resume', str(run_dir))
-  assert code == 0 and 'steps 8 to 12' in out
+  code, out, err = call(capfd, 'train', '--resume', str(run_dir))
+  assert code == 0, err
+  assert re.search('steps [68] to 12', out)  # the checkpoint of step 8 was being written
   assert table(out) == table(undisturbed[1].stdout)
   digests = [rundir.read_json(path / 'result.json')['params_sha256'] for path in (run_dir, undisturbed[0])]
   assert digests[0] == digests[1]
@@ -146,26 +151,37 @@ def test_nan_is_one_sentence_and_exit_code_1(folder, capfd, tmp_path):
   code, _, err = call(capfd, *argv, '--checkpoint_every', '1')
   assert code == 1
   said = err.splitlines()[-1]
-  assert re.fullmatch(
-    r"mtljax train: The loss of task 'size' became nan at step \d+\. (The last good checkpoint is .*/run/checkpoints/\d+|"
-    r'There is no checkpoint yet)\.',
-    said,
-  )
+  where = r'(The last good checkpoint is .*/run/checkpoints/\d+|There is no checkpoint yet)'
+  assert re.fullmatch(rf"mtljax train: The loss of task 'size' became nan at step \d+\. {where}\.", said)
 
 
 def test_compare(folder, capfd, tmp_path):
-  argv = ('--balancers', 'equal,constant(weights=[1.0, 2.0])', '--seeds', '2', '--learning_rates', '1e-2,1e-3')
   run_dir = tmp_path / 'run'
-  code, out, _ = call(capfd, 'compare', str(folder / 'tiny.py'), *argv, '--steps', '4', '--run-dir', str(run_dir))
+  argv = ('--balancers', 'equal', '--seeds', '2', '--learning_rates', '1e-7,1e-2', '--steps', '4')
+  code, out, _ = call(capfd, 'compare', str(folder / 'tiny.py'), *argv, '--run-dir', str(run_dir))
   assert code == 0
   lines = out.splitlines()
   start = next(i for i, line in enumerate(lines) if line.startswith('method'))
-  methods = {line.split('  ')[0] for line in lines[start + 2 :]}
-  assert methods == {'single-task', 'equal', 'constant(weights=[1.0, 2.0])'} and '±' in lines[start + 2]
+  assert [line.split()[0] for line in lines[start + 2 :]] == ['single-task', 'equal'] and '±' in lines[start + 2]
   saved = json.loads((run_dir / 'compare.json').read_text())
-  assert saved['seeds'] == [0, 1] and saved['learning_rates'] == [1e-2, 1e-3] and saved['steps'] == 4
+  assert saved['seeds'] == [0, 1] and saved['learning_rates'] == [1e-7, 1e-2] and saved['steps'] == 4
   assert saved['config']['steps'] == 4 and saved['source'].endswith('tiny.py')
   assert {path.name for path in run_dir.iterdir()} == {'compare.json', 'compare.csv', 'compare.png'}
+
+
+@pytest.mark.parametrize(
+  'text, balancers',
+  [
+    ('equal,mgda', ['equal', 'mgda']),
+    ('constant(weights=[1.0, 2.0]), cagrad(c=0.2)', ['constant(weights=[1.0, 2.0])', 'cagrad(c=0.2)']),
+    ('ema(constant(weights=(1, 2)), decay=0.9),pcgrad', ['ema(constant(weights=(1, 2)), decay=0.9)', 'pcgrad']),
+  ],
+)
+def test_balancers_are_split_at_their_commas(folder, capfd, monkeypatch, text, balancers):
+  plans = []
+  monkeypatch.setattr(cli, 'compare', lambda experiment, plan, **_: plans.append(plan))
+  code, _, _ = call(capfd, 'compare', str(folder / 'tiny.py'), '--balancers', text)
+  assert code == 0 and plans[0].balancers == balancers and plans[0].seeds == (0, 1, 2) and plans[0].steps == 40
 
 
 def never(*args, **kwargs):
@@ -195,6 +211,8 @@ def never(*args, **kwargs):
     (['train', 'TINY', '--run_dir', 'FOLDER'], r'run directory .*: found files of an earlier run, .*--overwrite'),
     (['train', 'TINY', '--run_dir', 'TINY/x'], r'run directory .*/x: cannot be written \(Not a directory\)'),
     (['train', '--resume', 'FOLDER'], r'found no config.json, expected the directory of a run'),
+    (['train', '--resume', 'OTHER'], r'its config.json is not one of `mtljax train`'),
+    (['evaluate', 'OTHER'], r'its config.json is not one of `mtljax train`'),
     (['compare', 'TINY', '--balancers', 'equal,nope'], r"unknown method 'nope'"),
     (['compare', 'TINY', '--seeds', '0'], r'seeds: found 0, expected a positive integer'),
     (['compare', 'TINY', '--learning_rates', 'fast'], r"learning_rates: found 'fast', expected numbers"),
@@ -208,7 +226,12 @@ def never(*args, **kwargs):
 def test_bad_input_is_one_sentence_before_training(folder, capfd, monkeypatch, argv, message):
   monkeypatch.setattr(loop, 'fit', never)
   monkeypatch.chdir(folder)
-  places = {'TINY': str(folder / 'tiny.py'), 'FOLDER': str(folder), 'TINY/x': str(folder / 'tiny.py' / 'x')}
+  places = {
+    'TINY': str(folder / 'tiny.py'),
+    'FOLDER': str(folder),
+    'OTHER': str(folder / 'other'),
+    'TINY/x': str(folder / 'tiny.py' / 'x'),
+  }
   before = set(folder.rglob('*'))
   code, out, err = call(capfd, *(places.get(text, text) for text in argv))
   assert code == 2 and re.search(message, err), err
@@ -236,7 +259,7 @@ def test_help_has_every_option_its_meaning_and_default(folder, capfd, monkeypatc
     assert f'--{name}' in text, name
     assert meaning.split('.')[0] in text, name
     if isinstance(default, int | float) and name != 'data_dir':
-      assert re.search(rf'--{name} .*?\(default: {default}\)', text), name
+      assert re.search(rf'--{name}\b.*?\(default: {default}\)', text), name
   assert command == 'list' or 'default: ' in text
 
 
@@ -261,31 +284,30 @@ def test_list_names_everything(capfd):
   assert all(len(line.split()) > 2 for line in out.splitlines() if line.startswith('  '))
 
 
-def test_default_places(folder, capfd, tmp_path, monkeypatch):
+def test_default_places(tmp_path, capfd, monkeypatch):
   source = tiny.SOURCE.replace('width: int = 8', "width: int = 8\n  data_dir: str = 'nowhere'")
-  source = source.replace('  train = examples(', "  print('data in', config.data_dir)\n  train = examples(")
   path = tiny.write(tmp_path, source=source)
-  monkeypatch.chdir(tmp_path)
+  runs = []
+  monkeypatch.setattr(loop, 'train', lambda experiment, options, place, **kwargs: runs.append((place, kwargs)))
   monkeypatch.setenv('MTLJAX_DATA_DIR', '~/of_the_environment')
-  argv = ('train', str(path), '--steps=1', '--balancer', 'constant(weights=[1.0, 2.0])', '--seed=2')
-  code, out, _ = call(capfd, *argv)
-  assert code == 0 and f'data in {pathlib.Path.home()}/of_the_environment' in out
-  assert (tmp_path / 'runs' / 'tiny' / 'constant_weights=_1.0_2.0-seed2' / 'result.json').exists()
+  argv = ('train', str(path), '--balancer', 'constant(weights=[1.0, 2.0])', '--seed=2')
+  assert call(capfd, *argv)[0] == 0
   monkeypatch.delenv('MTLJAX_DATA_DIR')
-  code, out, _ = call(capfd, *argv, '--overwrite')
-  assert code == 0 and 'data in nowhere' in out
-  code, out, _ = call(capfd, *argv, '--overwrite', '--data_dir', 'given')
-  assert code == 0 and 'data in given' in out
+  assert call(capfd, *argv)[0] == 0
+  assert call(capfd, *argv, '--data_dir', 'given', '--run_dir', 'here')[0] == 0
+  assert [kwargs['config']['config']['data_dir'] for _, kwargs in runs] == [
+    str(pathlib.Path.home() / 'of_the_environment'),
+    'nowhere',
+    'given',
+  ]
+  places = [str(place) for place, _ in runs]
+  assert places == ['runs/tiny/constant_weights_1.0_2.0-seed2'] * 2 + ['here']
 
 
 def test_a_damaged_checkpoint_is_a_warning(undisturbed, capfd, tmp_path):
-  import shutil
-
   shutil.copytree(undisturbed[0], tmp_path / 'run')
   newest = tmp_path / 'run' / 'checkpoints' / '12' / 'manifest' / 'metadata'
   newest.write_text(newest.read_text()[:-9])
-  import warnings
-
   with warnings.catch_warnings():
     warnings.simplefilter('default')
     code, out, err = call(capfd, 'evaluate', str(tmp_path / 'run'))

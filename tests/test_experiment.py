@@ -54,8 +54,6 @@ def test_a_file_may_import_its_neighbours(tmp_path):
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, old, new, message):
   source = tiny.SOURCE.replace(old, new)
-  if 'Settings' in new:
-    source = source.replace('config.', 'config.')
   with pytest.raises(InputError, match=message) as error:
     experiment_lib.load(str(tiny.write(tmp_path, source=source)))
   assert str(tmp_path / 'tiny.py') in str(error.value)

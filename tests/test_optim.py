@@ -76,7 +76,7 @@ BAD = {
   ),
   'pattern unused': (
     dict(shared={'/q': optax.sgd(1.0), '.*': optax.sgd(1.0)}, tasks={'a': optax.sgd(1.0), 'b': optax.sgd(1.0)}),
-    r"'shared//q'.*in use are \['shared/\.\*', 'tasks/a', 'tasks/b'\]",
+    r"'shared': patterns \['/q'\] match no parameter.*in use are \['\.\*'\]",
   ),
   'pattern missing': (
     dict(shared={'/k': optax.sgd(1.0)}, tasks={'a': optax.sgd(1.0), 'b': optax.sgd(1.0)}),
@@ -115,5 +115,5 @@ def test_state_of_absent_tasks_is_held(make):
   for (path, h), (_, n), (_, o) in zip(
     *(jax.tree_util.tree_leaves_with_path(t) for t in (held, new, old)), strict=True
   ):
-    own = "['tasks']['b']" in jax.tree_util.keystr(path) or "['tasks/b']" in jax.tree_util.keystr(path)
+    own = "['tasks']['b']" in jax.tree_util.keystr(path)
     np.testing.assert_array_equal(h, o if own else n, err_msg=jax.tree_util.keystr(path))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtljax import linalg
+from mtljax import arrays, linalg
 from mtljax.balancing import _base
 from mtljax.base import Array, Balancer, BalancerState, InputError, PyTree
 
@@ -80,7 +80,7 @@ def aggregate(
   state = balancer.init(statistic) if state is None else state
   result, state = balancer.update(statistic, state, losses=losses, present=present, key=key, step=step, **extras)
   if losses_after is not None and balancer.observe is not None:
-    state = balancer.observe(jnp.asarray(losses_after), state)
+    state = arrays.select(jnp.any(present), balancer.observe(jnp.asarray(losses_after), state), state)
   if balancer.level == 'jacobian':
     return Aggregate(result, None, state)
   return Aggregate(linalg.combine(result, masked), result, state)

@@ -48,7 +48,7 @@ def make(level: str, update: Callable, init: Callable | None = None, observe: Ca
     if level == 'jacobian':
       some = jnp.any(present)
       return jax.tree.map(lambda d, leaf: jnp.where(some, d, 0).astype(jnp.result_type(leaf)), result, statistic), new
-    return jnp.where(present, result, 0).astype(losses.dtype), new
+    return jnp.where(present, result, 0).astype(masked.dtype), new
 
   def checked_init(example):
     check_statistic(level, example)

@@ -10,7 +10,7 @@ from mtljax.base import Array, Balancer, PyTree
 
 
 class FAMOState(NamedTuple):
-  """Logits f[T], their optimiser's state, the last losses f[T], and the number int32[T] of the update that saw each task.
+  """Logits f[T], their optimiser's state, the last losses f[T], and the number int32[T] of each task's last update.
 
   Entries of absent tasks stay as they are, so those who were present are those with the highest number.
   """

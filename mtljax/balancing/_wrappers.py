@@ -123,12 +123,14 @@ def ema(inner: Balancer, decay: float = 0.9) -> Balancer:
 
 
 class EveryState(NamedTuple):
-  """The inner state, its last weights f[T], who has any, bool[T], and whether they are of this step, bool[T]."""
+  """The inner state, its last weights f[T], who has any, bool[T], whether they were new at each task's last update,
+  bool[T], and the number of that update, int32[T]."""
 
   inner: BalancerState
   weights: Array
   known: Array
   fresh: Array
+  seen: Array
 
 
 def every(inner: Balancer, k: int = 10) -> Balancer:
@@ -153,25 +155,24 @@ def every(inner: Balancer, k: int = 10) -> Balancer:
   def init(example):
     w = _base.zeros(example)
     no = jnp.zeros(w.shape, bool)
-    return EveryState(inner.init(example), w, no, no)
+    return EveryState(inner.init(example), w, no, no, jnp.zeros(w.shape, jnp.int32))
 
   def update(statistic, state, *, present, step, **rest):
     due = (step % k == 0) | jnp.any(present & ~state.known)
 
     def renew():
       w, inner_state = inner.update(statistic, state.inner, present=present, step=step, **rest)
-      w = jnp.where(present, w, state.weights).astype(state.weights.dtype)
-      return EveryState(inner_state, w, state.known | present, jnp.ones_like(present))
+      return inner_state, jnp.where(present, w, state.weights).astype(state.weights.dtype)
 
-    def keep():
-      return state._replace(fresh=jnp.zeros_like(present))
-
-    state = jax.lax.cond(due, renew, keep)
-    return state.weights, state
+    inner_state, w = jax.lax.cond(due, renew, lambda: (state.inner, state.weights))
+    fresh = jnp.broadcast_to(due, present.shape)
+    seen = jnp.full_like(state.seen, jnp.max(state.seen) + 1)
+    return w, EveryState(inner_state, w, state.known | present, fresh, seen)
 
   def observe(losses, state):
     new = inner.observe(losses, state.inner)
-    return state._replace(inner=_base.hold(state.fresh, new, state.inner))
+    acts = state.fresh & (state.seen == jnp.max(state.seen))  # absent tasks keep the numbers of an earlier update
+    return state._replace(inner=_base.hold(acts, new, state.inner))
 
   return _base.make(inner.level, update, init, observe if inner.observe else None)
 
