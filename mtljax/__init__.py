@@ -33,7 +33,6 @@ from mtljax.parallel import compile_step
 from mtljax.train_step import init_state, make_diagnostics, make_train_step
 from mtljax.version import __version__
 
-
 __all__ = [
   'Balancer',
   'Experiment',

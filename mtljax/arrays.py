@@ -90,7 +90,9 @@ def make_safe(labels: PyTree, mask: Array) -> PyTree:
 
   def safe(label):
     m = mask if label.shape[: mask.ndim] == mask.shape else mask.reshape(mask.shape[0], -1).any(axis=1)
-    return jnp.where(expand_to(m, label.ndim), label, jnp.ones_like(label) if is_float(label) else 0)
+    return jnp.where(
+      expand_to(m, label.ndim), label, jnp.ones_like(label) if is_float(label) else jnp.zeros_like(label)
+    )
 
   return jax.tree.map(safe, jax.tree.map(jnp.asarray, labels))
 

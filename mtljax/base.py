@@ -15,7 +15,7 @@ PyTree = Any
 Batch = Mapping[str, Any]
 BalancerState = PyTree
 
-RESERVED_NAMES = ('inputs', 'labels', 'mask', 'outer')  # the keys of a batch
+RESERVED_NAMES = ('inputs', 'labels', 'mask', 'outer', 'shared')  # the keys of a batch, and the trunk's
 LEVELS = ('losses', 'gramian', 'jacobian', 'oracle')
 
 
@@ -67,7 +67,7 @@ class Task:
     if not isinstance(self.name, str) or not self.name or '/' in self.name:
       raise InputError(f'Task name: found {self.name!r}, expected a non-empty string without "/".')
     if self.name in RESERVED_NAMES:
-      raise InputError(f'Task name: found {self.name!r}, which is a key of a batch; reserved are {RESERVED_NAMES}.')
+      raise InputError(f'Task name: found {self.name!r}, which is reserved, as are {RESERVED_NAMES}.')
     if not callable(self.loss):
       raise InputError(
         f'Task {self.name!r}: loss is {self.loss!r}, expected a function (outputs, labels) -> losses f[B, ...].'
@@ -178,7 +178,7 @@ class TaskGradients(NamedTuple):
   Attributes:
     grads: like params, the balanced direction for what is shared, alpha_t g_t (or w_t alpha_t g_t at level losses)
       for heads.
-    losses: f[T] raw L_t, 0 where absent.
+    losses: f[T] raw L_t, 0 where absent (no label, or a weight alpha_t of 0).
     present: bool[T].
     weights: f[T] of the balancer, 0 where absent; None at the levels that return a direction.
     gramian: f[T, T] of alpha_t g_t, rows of absent tasks 0; None at level losses.

@@ -22,15 +22,16 @@ def make_eval_step(model: Model, tasks: Sequence[Task]) -> Callable[[PyTree, PyT
   def eval_step(params, model_state, batch):
     sums = {}
     for task in tasks:
-      outputs, labels, mask = _outputs(model, tasks, task, params, model_state, batch)
+      head, x, labels, mask = _head(model, tasks, task, params, model_state, batch)
+      outputs, size = head(x), inputs.batch_size(x)
       safe = labels if mask is None else arrays.make_safe(labels, mask)
       values = task.loss(outputs, safe)
-      inputs.check_losses(task.name, values, mask, jnp.shape(values)[0])
+      inputs.check_losses(task.name, values, mask, size)
       mean, count = arrays.masked_mean(values, mask)
       sums[task.name] = {'loss': (mean * count, count)}
       if task.decode is None:
         for name, metric in task.metrics.items():
-          sums[task.name][name] = metric.update(outputs, safe, _full_mask(mask, safe))
+          sums[task.name][name] = metric.update(outputs, safe, _full_mask(mask, size))
     return sums
 
   return eval_step
@@ -95,11 +96,6 @@ def evaluate(
   return jax.tree.map(float, compute(tasks, total))
 
 
-def _outputs(model, tasks, task, params, model_state, batch):
-  head, x, labels, mask = _head(model, tasks, task, params, model_state, batch)
-  return head(x), labels, mask
-
-
 def _head(model, tasks, task, params, model_state, batch):
   """The task's head as a function of its inputs (target tokens), on the features of this batch."""
   name, names = task.name, arrays.task_names(tasks)
@@ -122,10 +118,10 @@ def _head(model, tasks, task, params, model_state, batch):
 def _decode(model, tasks, task, params, model_state, batch):
   head, x, labels, mask = _head(model, tasks, task, params, model_state, batch)
   predictions = task.decode(head, x)
-  mask = np.asarray(_full_mask(mask, labels))
+  mask = np.asarray(_full_mask(mask, inputs.batch_size(x)))
   return {name: metric.update(predictions, labels, mask) for name, metric in task.metrics.items()}
 
 
-def _full_mask(mask, labels):
+def _full_mask(mask, size):
   """Metrics always get a mask: bool[B], or what the batch has."""
-  return jnp.ones(inputs.batch_size(labels), bool) if mask is None else mask
+  return jnp.ones(size, bool) if mask is None else mask

@@ -1,6 +1,6 @@
 """Gradients of many tasks: the only place with vjp, and the only branch on a balancer's level.
 
-Both kinds of batch have one shape here. Every task has a pullback from its outputs to its own parameters and to a *row*:
+Both kinds of batch have one shape here. Every task has a pullback from its outputs to its own parameters and a *row*:
 a cotangent of the features (single input, one trunk for all tasks) or a gradient of the shared parameters (multi-input,
 one trunk pass a task). `lift` turns a row into a gradient of the shared parameters: the trunk's pullback, or nothing.
 """
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax import arrays, inputs, linalg
-from mtljax.base import Array, Balancer, Batch, Model, Penalty, PyTree, Task, TaskGradients
+from mtljax.base import Array, Balancer, Batch, InputError, Model, Penalty, PyTree, Task, TaskGradients
 
 
 class _Forward(NamedTuple):
@@ -21,7 +21,7 @@ class _Forward(NamedTuple):
   Attributes:
     outputs: {task: outputs}.
     losses: f[T], this device's part of L_t.
-    counts: f[T], labels over all devices.
+    present: bool[T], a label on some device and alpha_t > 0.
     pull: {task: (cotangent of the outputs' floating leaves) -> (gradient of the task's parameters, row)}.
     cotangents: {task: dL_t / d outputs}, floating leaves.
     lift: row -> gradient of the shared parameters.
@@ -30,7 +30,7 @@ class _Forward(NamedTuple):
 
   outputs: dict[str, PyTree]
   losses: Array
-  counts: Array
+  present: Array
   pull: dict[str, Callable]
   cotangents: dict[str, list[Array]]
   lift: Callable[[PyTree], PyTree]
@@ -82,9 +82,9 @@ def task_gradients(
   names = arrays.task_names(tasks)
   step = jnp.asarray(step, jnp.int32)
   alphas = task_weights(tasks, step)
-  forward = _forward(model, tasks, params, model_state, batch, arrays.name_key(key, 'model'), train=True)
-  losses = arrays.psum(forward.losses)
-  present = (forward.counts > 0) & (alphas > 0)
+  forward = _forward(model, tasks, params, model_state, batch, arrays.name_key(key, 'model'), alphas)
+  present = forward.present
+  losses = jnp.where(present, arrays.psum(forward.losses), 0)
   scaled = jnp.where(present, alphas, 0)
 
   def balance(statistic):
@@ -97,6 +97,8 @@ def task_gradients(
       step=step,
       **(extras or {}),
     )
+    if balancer.level in ('losses', 'gramian') and jnp.shape(result) != (len(names),):
+      raise InputError(f'balancer: found weights of shape {jnp.shape(result)}, expected ({len(names)},), one per task.')
     return result, arrays.select(present.any(), state, balancer_state)
 
   def pull(coefficients):
@@ -109,6 +111,8 @@ def task_gradients(
 
   penalty, penalty_grads, penalty_row = _output_penalties(penalties, names, present, step, params, forward)
 
+  if at == 'features':
+    inputs.check_features(model, names, params, model_state, batch, balancer.level)
   weights = gramian = None
   if balancer.level == 'losses':
     weights, balancer_state = balance(losses * scaled)
@@ -117,7 +121,6 @@ def task_gradients(
     row = _tree_sum(rows if penalty_row is None else [*rows, penalty_row])
     shared = arrays.psum(forward.lift(row))
   elif at == 'features':
-    inputs.check_features(model, names, params, model_state, batch, balancer.level)
     heads, rows = pull(scaled)
     stacked = _stack(rows)
     gramian = arrays.psum(_gramian(stacked, names))
@@ -147,7 +150,7 @@ def task_gradients(
     grads = _tree_sum([grads, arrays.psum(penalty_grads)])
   return TaskGradients(
     grads=grads,
-    losses=jnp.where(forward.counts > 0, losses, 0),
+    losses=losses,
     present=present,
     weights=weights,
     gramian=gramian,
@@ -165,31 +168,32 @@ def task_weights(tasks: Sequence[Task], step: Array) -> Array:
 
 def task_losses(model, tasks, params, model_state, batch, *, key, step, present) -> Array:
   """alpha_t L_t f[T] at other parameters, absent tasks 0: the forward pass of the step (same dropout), no gradients."""
-  forward = _forward(model, tasks, params, model_state, batch, arrays.name_key(key, 'model'), train=True)
-  return jnp.where(present, arrays.psum(forward.losses) * task_weights(tasks, step), 0)
+  alphas = task_weights(tasks, step)
+  forward = _forward(model, tasks, params, model_state, batch, arrays.name_key(key, 'model'), alphas)
+  return jnp.where(present, arrays.psum(forward.losses) * alphas, 0)
 
 
-def _forward(model, tasks, params, model_state, batch, key, *, train) -> _Forward:
+def _forward(model, tasks, params, model_state, batch, key, alphas) -> _Forward:
   """Runs trunk and heads, keeping pullbacks; the shared state is threaded through the tasks of a multi-input batch."""
   names = arrays.task_names(tasks)
   inputs.check_batch(batch, names, model)
   key = arrays.fold_in_device(key)
   multi = inputs.is_multi_input(batch)
   shared_state, task_states = model_state['shared'], {}
-  outputs, losses, counts, pulls, cotangents = {}, [], [], {}, {}
+  outputs, losses, present, pulls, cotangents = {}, [], [], {}, {}
   lift = lambda row: row
 
   if not multi:
 
     def trunk(shared):
       trunk_key = arrays.name_key(key, 'shared')
-      return model.trunk(shared, shared_state, batch['inputs'], tasks=names, train=train, key=trunk_key)
+      return model.trunk(shared, shared_state, batch['inputs'], tasks=names, train=True, key=trunk_key)
 
     features, pull_trunk, shared_state = _float_vjp(trunk, params['shared'])
     floats, others, merge = arrays.split_floats(features)
     lift = lambda row: pull_trunk(row)[0]
 
-  for task in tasks:
+  for t, task in enumerate(tasks):
     name = task.name
     x, labels, mask = inputs.task_inputs(batch, name)
     task_key = arrays.name_key(key, name)
@@ -200,10 +204,10 @@ def _forward(model, tasks, params, model_state, batch, key, *, train) -> _Forwar
       def run(task_params, shared, state=state, shared_state=shared_state, x=x, name=name, task_key=task_key):
         z = x
         if model.stem is not None:
-          z, state = model.stem(task_params, state, x, task=name, train=train, key=arrays.name_key(task_key, 'stem'))
+          z, state = model.stem(task_params, state, x, task=name, train=True, key=arrays.name_key(task_key, 'stem'))
         trunk_key = arrays.name_key(task_key, 'shared')
-        features, new_shared = model.trunk(shared, shared_state, z, tasks=(name,), train=train, key=trunk_key)
-        y, state = model.head(task_params, state, features, inputs=x, task=name, train=train, key=task_key)
+        features, new_shared = model.trunk(shared, shared_state, z, tasks=(name,), train=True, key=trunk_key)
+        y, state = model.head(task_params, state, features, inputs=x, task=name, train=True, key=task_key)
         return y, (state, new_shared)
 
       y, pulls[name], (state, new_shared) = _float_vjp(run, params['tasks'][name], params['shared'])
@@ -211,19 +215,19 @@ def _forward(model, tasks, params, model_state, batch, key, *, train) -> _Forwar
 
       def run(task_params, floats, state=state, x=x, name=name, task_key=task_key):
         features = merge(floats, others)
-        return model.head(task_params, state, features, inputs=x, task=name, train=train, key=task_key)
+        return model.head(task_params, state, features, inputs=x, task=name, train=True, key=task_key)
 
       y, pulls[name], state = _float_vjp(run, params['tasks'][name], floats)
 
     loss, count, cotangents[name] = _loss(task, y, labels, mask, inputs.batch_size(x))
     outputs[name], task_states[name] = y, state
     losses.append(loss)
-    counts.append(count)
+    present.append((count > 0) & (alphas[t] > 0))
     if multi:  # an absent task's inputs are no data: they leave no trace in the shared statistics
-      shared_state = arrays.select(count > 0, new_shared, shared_state)
+      shared_state = arrays.select(present[-1], new_shared, shared_state)
 
   new_state = {'shared': shared_state, 'tasks': task_states}
-  return _Forward(outputs, jnp.stack(losses), jnp.stack(counts), pulls, cotangents, lift, new_state)
+  return _Forward(outputs, jnp.stack(losses), jnp.stack(present), pulls, cotangents, lift, new_state)
 
 
 def _float_vjp(function, *primals):
@@ -260,13 +264,11 @@ def _output_penalties(penalties, names, present, step, params, forward):
   if not penalties:
     return jnp.zeros((), arrays.real_dtype()), None, None
   floats, others, merge = arrays.split_floats(forward.outputs)
-  devices = arrays.psum(1)
-
-  def total(params, floats):
-    outputs = merge(floats, others)
-    return sum(penalty_weight(p, names, present, step) * p.value(params, outputs) for p in penalties) / devices
-
-  value, (grads, cotangents) = jax.value_and_grad(total, argnums=(0, 1))(params, floats)
+  value, grads, cotangents = jnp.zeros((), arrays.real_dtype()), *jax.tree.map(jnp.zeros_like, (params, floats))
+  for penalty in penalties:
+    weight = penalty_weight(penalty, names, present, step) / arrays.psum(1)  # the mean over devices
+    scaled = scaled_penalty(lambda p, z, r=penalty.value: r(p, merge(z, others)), weight, params, floats)
+    value, grads, cotangents = _tree_sum([(value, grads, cotangents), scaled])
   by_task = merge(cotangents, [None] * len(others))
   rows = []
   for t, name in enumerate(names):
@@ -275,6 +277,12 @@ def _output_penalties(penalties, names, present, step, params, forward):
     grads['tasks'][name] = _tree_sum([grads['tasks'][name], head])
     rows.append(row)
   return arrays.psum(value), grads, _tree_sum(rows)
+
+
+def scaled_penalty(function, weight, *primals):
+  """weight * R and its gradients; exactly 0 where the weight is, even if R or its gradient is not finite there."""
+  value, grads = jax.value_and_grad(function, argnums=tuple(range(len(primals))))(*primals)
+  return jax.tree.map(lambda x: jnp.where(weight != 0, weight * x, 0).astype(x.dtype), (value, *grads))
 
 
 def penalty_weight(penalty: Penalty, names, present: Array, step: Array) -> Array:
@@ -301,11 +309,16 @@ def _lift_rows(lift, rows, shared, size, chunk_size):
 
 def _hold_state(new, old, names, present):
   """Absent tasks keep their state, and all of it stays when there is no task."""
-  shared = arrays.select(present.any(), arrays.pmean(new['shared']), old['shared'])
-  tasks = {
-    name: arrays.select(present[t], arrays.pmean(new['tasks'][name]), old['tasks'][name])
-    for t, name in enumerate(names)
-  }
+
+  def moved(condition, new, old):
+    # the mean over devices of what changed: frozen weights keep their bits
+    def leaf(n, o):
+      return o + arrays.pmean(n.astype(o.dtype) - o) if arrays.is_float(o) and arrays.axis() else n.astype(o.dtype)
+
+    return arrays.select(condition, jax.tree.map(leaf, new, old), old)
+
+  shared = moved(present.any(), new['shared'], old['shared'])
+  tasks = {name: moved(present[t], new['tasks'][name], old['tasks'][name]) for t, name in enumerate(names)}
   return {'shared': shared, 'tasks': {**old['tasks'], **tasks}}
 
 

@@ -36,6 +36,8 @@ def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None
   if not isinstance(batch, dict) and not hasattr(batch, 'keys'):
     raise InputError(f'batch: found {type(batch).__name__}, expected a dict.')
   if is_multi_input(batch):
+    if 'labels' in batch:
+      raise InputError(f"batch: found {sorted(batch)}, expected 'inputs', 'labels' and optionally 'mask'.")
     arrays.check_names('batch (multi-input)', set(batch) - {'outer'}, names)
     for name in names:
       if not hasattr(batch[name], 'keys'):
@@ -55,6 +57,8 @@ def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None
     if not hasattr(batch['labels'], 'keys'):
       raise InputError(f"batch['labels']: found {type(batch['labels']).__name__}, expected a dict of tasks.")
     arrays.check_names("batch['labels']", batch['labels'], names)
+    if batch.get('mask') is not None and not hasattr(batch['mask'], 'keys'):
+      raise InputError(f"batch['mask']: found {type(batch['mask']).__name__}, expected a dict of tasks.")
     arrays.check_names("batch['mask']", batch.get('mask') or {}, names, all_of=False)
     if model is not None and model.stem is not None:
       raise InputError('batch: found a single input, expected one per task {task: {...}}: the model has stems.')
@@ -63,6 +67,10 @@ def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None
 
 
 def _check_task(name: str, inputs: PyTree, labels: PyTree, mask: Array | None) -> None:
+  for what, tree in (('inputs', inputs), ('labels', labels), ('mask', mask)):
+    for leaf in jax.tree.leaves(tree):
+      if not hasattr(leaf, 'dtype'):
+        raise InputError(f'{what} of task {name!r}: found {type(leaf).__name__}, expected arrays with a batch axis.')
   size = batch_size(inputs)
   if size == 0:
     raise InputError(f'inputs of task {name!r}: found an empty batch, expected at least one example.')
@@ -88,7 +96,7 @@ def check_losses(name: str, losses: Array, mask: Array | None, size: int) -> Non
     )
   if mask is not None and jnp.shape(mask) not in ((size,), losses.shape):
     raise InputError(
-      f'mask of task {name!r}: found shape {jnp.shape(mask)}, expected ({size},) or the shape of the losses {losses.shape}.'
+      f'mask of task {name!r}: found shape {jnp.shape(mask)}, expected ({size},) or that of the losses, {losses.shape}.'
     )
 
 
@@ -97,7 +105,7 @@ def check_features(
 ) -> None:
   """Raises on what `at='features'` does not take, naming the leaf or the reason."""
   where = "at='features'"
-  if level != 'gramian':
+  if level not in ('losses', 'gramian'):
     raise InputError(f"{where}: found a balancer of level {level!r}, expected 'losses' or 'gramian'.")
   if is_multi_input(batch):
     raise InputError(f"{where}: found a multi-input batch, which has no features shared by the tasks; use at='params'.")

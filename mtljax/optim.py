@@ -119,9 +119,11 @@ def hold_absent(new: PyTree, old: PyTree, names: Sequence[str], present: Array) 
 
   def owner(path):
     keys = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
-    for t, name in enumerate(names):
-      if any(pair == ('tasks', name) for pair in zip(keys, keys[1:])):
-        return t
+    for key, after in zip(keys, keys[1:]):
+      if key == 'shared':  # whatever lies below, tables by task included, is the trunk's
+        return None
+      if key == 'tasks':
+        return names.index(after) if after in names else None
     return None
 
   def pick(path, a, b):

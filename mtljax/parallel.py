@@ -36,7 +36,8 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
     if mesh is not None:
       raise InputError("mesh: found one with mode='jit', which runs on one device; use 'sharded' or 'shard_map'.")
   else:
-    mesh = mesh if mesh is not None else Mesh(np.array(jax.devices()), (AXIS,))
+    # axes of type Auto, whatever the given mesh has: the compiler places the collectives
+    mesh = Mesh(mesh.devices, mesh.axis_names) if mesh is not None else Mesh(np.array(jax.devices()), (AXIS,))
     if mode != 'sharded' and len(mesh.axis_names) != 1:
       raise InputError(f'mesh: found axes {mesh.axis_names}, expected one axis for mode={mode!r}.')
   return _Compiled(step, mode, mesh, (0,) if donate else ())
@@ -55,10 +56,8 @@ class _Compiled:
 
   def __call__(self, state, batch, *, extras=None):
     if self.mesh is not None:
-      check_divisible(batch, self.mesh.devices.shape[0])
-      if (
-        getattr(state.step.sharding, 'mesh', None) != self.mesh
-      ):  # the first call: later ones get what the step returned
+      check_divisible(batch, self.mesh.shape[data_axis(self.mesh)])
+      if not _lies_on(state.replace(key=None), self.mesh):  # the first call; later ones get what the step returned
         state = jax.device_put(state, state_sharding(state, self.mesh), may_alias=False)
       if self.mode != 'pmap':
         batch = shard_batch(batch, self.mesh)
@@ -72,7 +71,7 @@ class _Compiled:
     return state.replace(key=key), info
 
   def _compile(self, impl):
-    mesh, axis = self.mesh, None if self.mesh is None else self.mesh.axis_names[0]
+    mesh, axis = self.mesh, None if self.mesh is None else data_axis(self.mesh)
 
     def run(state, key, batch, extras, axis_name=None):
       state = state.replace(key=jax.random.wrap_key_data(key, impl=impl))
@@ -99,6 +98,15 @@ class _Compiled:
     return jax.jit({'jit': run, 'shard_map': local, 'sharded': sharded}[self.mode], donate_argnums=self.donated)
 
 
+def data_axis(mesh: Mesh) -> str:
+  """The axis over which a batch is dealt: 'data', or the first one."""
+  return AXIS if AXIS in mesh.axis_names else mesh.axis_names[0]
+
+
+def _lies_on(state, mesh) -> bool:
+  return all(getattr(getattr(leaf, 'sharding', None), 'mesh', None) == mesh for leaf in jax.tree.leaves(state))
+
+
 def check_divisible(batch: Batch, size: int) -> None:
   """Raises unless every leading dimension can be dealt out to `size` devices."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
@@ -111,14 +119,14 @@ def check_divisible(batch: Batch, size: int) -> None:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-  """Deals a global batch out over the first axis of the mesh."""
-  check_divisible(batch, mesh.devices.shape[0])
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+  """Deals a global batch out over the data axis of the mesh."""
+  check_divisible(batch, mesh.shape[data_axis(mesh)])
+  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(data_axis(mesh))))
 
 
 def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
   """Replicated; with a mesh axis 'model', leaves of two axes or more are split over it along their largest axis."""
-  size = mesh.shape['model'] if 'model' in mesh.axis_names[1:] else 1
+  size = mesh.shape['model'] if 'model' in mesh.axis_names and data_axis(mesh) != 'model' else 1
 
   def sharding(leaf):
     shape = np.shape(leaf)

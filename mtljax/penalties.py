@@ -1,29 +1,31 @@
 """Regularisers R(f): `Penalty(beta, value)`, added to the objective outside the balancer."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtljax import arrays
-from mtljax.base import Array, InputError, Penalty, PyTree
+from mtljax.base import InputError, Penalty, PyTree
 
 
 def l2(beta: float | Callable, where: str = '.*', task: str | None = None) -> Penalty:
   """R = 1/2 sum theta^2, whose gradient is theta: beta is a weight decay inside the optimiser's gradient.
 
-  Args:
-    beta: number or optax schedule.
-    where: regular expression searched for in a parameter's path ('shared/Dense_0/kernel', 'tasks/digit/bias').
-    task: the task with which the penalty comes and goes.
+    Args:
+      beta: number or optax schedule.
+      where: regular expression searched for in a parameter's path ('shared/Dense_0/kernel', 'tasks/digit/bias').
+      task: the task with which the penalty comes and goes.
 
-  Returns:
-    A `Penalty`.
+    Returns:
+      A `Penalty`.
 
-  >>> import jax.numpy as jnp
-  >>> l2(0.1, where='shared').value({'shared': jnp.array([3.0, 4.0]), 'tasks': {}}).item()
-  12.5
+    >>> import jax.numpy as jnp
+  import numpy as np
+    >>> l2(0.1, where='shared').value({'shared': jnp.array([3.0, 4.0]), 'tasks': {}}).item()
+    12.5
   """
   return Penalty(beta, lambda params: 0.5 * _total(lambda p: jnp.sum(p * p), params, where), task)
 
@@ -45,7 +47,8 @@ def l2_sp(beta: float | Callable, start: PyTree, where: str = '.*', task: str | 
   Returns:
     A `Penalty`.
   """
-  origin = {arrays.path_label(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
+  # copies: the parameters of a state that is donated to the step would be gone at the next trace
+  origin = {arrays.path_label(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
 
   def value(params):
     total = jnp.zeros((), arrays.real_dtype())
@@ -58,12 +61,6 @@ def l2_sp(beta: float | Callable, start: PyTree, where: str = '.*', task: str | 
     return total
 
   return Penalty(beta, value, task)
-
-
-def total(penalties: Sequence[Penalty], params: PyTree, weights: Sequence[Array]) -> Array:
-  """sum of beta_t R_t(params) over the penalties on parameters."""
-  values = [w * p.value(params) for p, w in zip(penalties, weights, strict=True)]
-  return sum(values, jnp.zeros((), arrays.real_dtype()))
 
 
 def _matching(params, where):

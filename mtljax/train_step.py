@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from mtljax import arrays, gradients, inputs, optim
-from mtljax import penalties as penalties_lib
 from mtljax.base import (
   LEVELS,
   Array,
@@ -54,6 +53,7 @@ def init_state(
   inputs.check_batch(batch, names, model)
   if not jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
     raise InputError(f'key: found {key!r}, expected a typed key such as jax.random.key(0).')
+  _check_optimizer(optimizer)
   params, model_state = model.init(arrays.name_key(key, 'init'), inputs.inputs_by_task(batch, names))
   for argument, tree in (('params', params), ('model_state', model_state)):
     if not hasattr(tree, 'keys') or set(tree) != {'shared', 'tasks'}:
@@ -107,12 +107,20 @@ def make_train_step(
     raise InputError(f'chunk_size: found {chunk_size!r}, expected None or a positive integer.')
   if not isinstance(balancer, Balancer) or balancer.level not in LEVELS:
     raise InputError(f'balancer: found {balancer!r}, expected an mtljax.Balancer such as mtljax.balancing.equal().')
+  if balancer.level == 'oracle' or balancer.parts != 1:
+    raise InputError(
+      "balancer: found level 'oracle' or several parts of the batch, which this step does not offer yet."
+    )
+  _check_optimizer(optimizer)
+  if isinstance(penalties, Penalty):
+    raise InputError('penalties: found a single mtljax.Penalty, expected a tuple of them.')
   penalties = (*model.penalties, *penalties)
   _check_penalties(penalties, names)
   on_params = [p for p in penalties if p.on == 'params']
   optimizer = optax.with_extra_args_support(optimizer)
 
   def step(state, batch, *, extras: Mapping[str, Any] | None = None, axis_name: str | None = None):
+    arrays.check_names("state.params['tasks']", state.params['tasks'], names)
     with arrays.use_axis(axis_name):
       key = jax.random.fold_in(state.key, state.step)
       out = gradients.task_gradients(
@@ -131,9 +139,9 @@ def make_train_step(
         extras=extras,
       )
       grads, penalty = out.grads, out.penalty
-      if on_params:
-        weights = [gradients.penalty_weight(p, names, out.present, state.step) for p in on_params]
-        value, extra = jax.value_and_grad(lambda params: penalties_lib.total(on_params, params, weights))(state.params)
+      for item in on_params:
+        weight = gradients.penalty_weight(item, names, out.present, state.step)
+        value, extra = gradients.scaled_penalty(item.value, weight, state.params)
         grads, penalty = jax.tree.map(jnp.add, grads, extra), penalty + value
       zeros = jax.tree.map(jnp.zeros_like, grads['tasks'])
       grads['tasks'] = {n: arrays.select(out.present[t], grads['tasks'][n], zeros[n]) for t, n in enumerate(names)}
@@ -189,6 +197,11 @@ def make_diagnostics(model: Model, tasks: Sequence[Task]) -> Callable[[TrainStat
     ).gramian
 
   return diagnose
+
+
+def _check_optimizer(optimizer):
+  if not isinstance(optimizer, optax.GradientTransformation):
+    raise InputError(f'optimizer: found {optimizer!r}, expected an optax transformation such as mtljax.task_optimizer.')
 
 
 def _check_penalties(penalties, names):

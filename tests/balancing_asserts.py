@@ -13,7 +13,10 @@ from balancing_samplers import DEGENERATE, EVERY, INDEPENDENT, TASKS, draws, jac
 from mtljax import balancing
 
 TRACES = collections.Counter()
-CHEAP = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # compiling takes the time here
+CHEAP = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}  # compiling takes the time here
 COUNT = 12  # Jacobians in a batch, the same everywhere: a method is compiled once for each number of tasks
 
 

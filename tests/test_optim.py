@@ -117,3 +117,10 @@ def test_state_of_absent_tasks_is_held(make):
   ):
     own = "['tasks']['b']" in jax.tree_util.keystr(path)
     np.testing.assert_array_equal(h, o if own else n, err_msg=jax.tree_util.keystr(path))
+
+
+def test_tables_by_task_below_shared_are_not_held():
+  new = {'shared': {'tasks': {'a': jnp.ones(1), 'b': jnp.ones(1)}}, 'tasks': {'a': jnp.ones(1), 'b': jnp.ones(1)}}
+  old = jax.tree.map(jnp.zeros_like, new)
+  held = optim.hold_absent(new, old, ('a', 'b'), jnp.array([True, False]))
+  assert held['shared']['tasks']['b'] == 1 and held['tasks']['b'] == 0 and held['tasks']['a'] == 1

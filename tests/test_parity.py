@@ -134,3 +134,22 @@ def test_plain_batch_norm_under_several_devices_warns():
   step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), mode='shard_map')
   with pytest.warns(UserWarning, match='BatchNorm'):
     step(state, problems.batch())
+
+
+def test_frozen_weights_keep_their_bits_on_three_devices():
+  mesh = Mesh(np.array(jax.devices()[:3]), ('data',))
+  net = problems.model()
+  frozen = jax.random.normal(jax.random.key(1), (1000,))
+
+  def init(key, inputs):
+    params, state = net.init(key, inputs)
+    return params, {**state, 'shared': {'frozen': frozen}}
+
+  given = net._replace(init=init, trunk=lambda p, s, x, **k: (net.trunk(p, {}, x, **k)[0], s))
+  given, tasks, optimizer, balancer, state = problems.setup(
+    mtl.balancing.equal(), net=given, data=problems.batch(size=6)
+  )
+  step = mtl.compile_step(mtl.make_train_step(given, tasks, optimizer, balancer), mode='shard_map', mesh=mesh)
+  for seed in range(3):
+    state, _ = step(state, problems.batch(seed, size=6))
+  np.testing.assert_array_equal(state.model_state['shared']['frozen'], frozen)

@@ -31,3 +31,14 @@ def test_bad_input_is_named():
     mtl.penalties.l2_sp(1.0, {'shared': PARAMS['shared']}).value(PARAMS)
   with pytest.raises(mtl.InputError, match=r'shape \(2,\), expected \(1,\)'):
     mtl.penalties.l2_sp(1.0, {**PARAMS, 'tasks': {'a': {'k': jnp.zeros(2)}}}).value(PARAMS)
+
+
+def test_l2_sp_outlives_the_donation_of_its_start():
+  import problems
+
+  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal())
+  penalty = mtl.penalties.l2_sp(0.1, state.params, where='shared')
+  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer, penalties=(penalty,)))
+  state, _ = step(state, problems.batch())
+  state, info = step(state, problems.batch(size=4))  # another shape: a new trace
+  assert info.penalty > 0

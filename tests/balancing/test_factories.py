@@ -1,0 +1,125 @@
+"""Bad input at construction and at trace time, and balancers from text."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtljax import balancing as b
+from mtljax.base import Balancer, InputError
+
+J = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+
+BAD = {  # a call -> what its error names
+  'cagrad c': (lambda: b.cagrad(c=-0.1), 'cagrad: c is -0.1'),
+  'cagrad rescale': (lambda: b.cagrad(rescale=3), 'rescale is 3'),
+  'cagrad text': (lambda: b.cagrad(c='high'), "c is 'high'"),
+  'cagrad nan': (lambda: b.cagrad(c=float('nan')), 'c is nan'),
+  'fairgrad': (lambda: b.fairgrad(alpha=0.0), 'fairgrad: alpha is 0.0'),
+  'mgda': (lambda: b.mgda(normalize='l1'), "normalize is 'l1'"),
+  'aligned_mtl': (lambda: b.aligned_mtl(scale_mode='max'), "scale_mode is 'max'"),
+  'preference negative': (lambda: b.upgrad(preference=(1.0, -1.0)), 'upgrad: preference'),
+  'preference zero': (lambda: b.dualproj(preference=(0.0, 0.0)), 'dualproj: preference'),
+  'preference number': (lambda: b.config(preference=1.0), 'config: preference'),
+  'regularization': (lambda: b.upgrad(regularization=-1.0), 'regularization is -1.0'),
+  'nash_mtl norm': (lambda: b.nash_mtl(max_norm=0.0), 'max_norm is 0.0'),
+  'nash_mtl every': (lambda: b.nash_mtl(update_every=0), 'update_every is 0'),
+  'dwa steps': (lambda: b.dwa(steps_per_epoch=0), 'steps_per_epoch is 0'),
+  'dwa fraction': (lambda: b.dwa(steps_per_epoch=1.5), 'steps_per_epoch is 1.5'),
+  'dwa temperature': (lambda: b.dwa(steps_per_epoch=1, temperature=0.0), 'temperature is 0.0'),
+  'famo': (lambda: b.famo(learning_rate=-1.0), 'learning_rate is -1.0'),
+  'stch': (lambda: b.stch(mu=0.0), 'stch: mu is 0.0'),
+  'graddrop': (lambda: b.graddrop(leak=1.5), 'leak is 1.5'),
+  'gradvac': (lambda: b.gradvac(beta=-0.5), 'beta is -0.5'),
+  'pcd': (lambda: b.pcd(primary=-1), 'primary is -1'),
+  'krum': (lambda: b.krum(n_selected=0), 'n_selected is 0'),
+  'pivrg': (lambda: b.pivrg(bound=1.0), 'bound is 1.0'),
+  'constant': (lambda: b.constant((1.0, float('inf'))), 'constant: weights'),
+  'ema level': (lambda: b.ema(b.graddrop()), "level 'jacobian'"),
+  'normalized level': (lambda: b.normalized(b.equal()), "level 'losses'"),
+  'ema of nothing': (lambda: b.ema(0.9), 'expected a Balancer'),
+  'every': (lambda: b.every(b.mgda(), k=0), 'k is 0'),
+  'warmup': (lambda: b.warmup(b.mgda(), steps=-1), 'steps is -1'),
+  'too many weights': (lambda: b.aggregate(b.constant((1.0, 2.0, 3.0)), J), r'constant: weights: found shape \(3,\)'),
+  'too many preferences': (lambda: b.aggregate(b.upgrad((1.0, 1.0, 1.0)), J), r'preference: found shape \(3,\)'),
+  'too many byzantine': (lambda: b.aggregate(b.krum(n_byzantine=3), J), 'n_byzantine is 3'),
+  'primary beyond': (lambda: b.aggregate(b.pcd(primary=2), J), 'primary is 2'),
+  'order': (lambda: b.aggregate(b.pcgrad(), J, order=np.zeros((3, 3), int)), r'order: found shape \(3, 3\)'),
+  'uniform': (lambda: b.aggregate(b.graddrop(), J, uniform=np.zeros(3)), r'uniform: found shape \(3,\)'),
+  'normal': (lambda: b.aggregate(b.rlw(), J, normal=np.zeros(3)), r'normal: found shape \(3,\)'),
+  'losses': (lambda: b.aggregate(b.equal(), J, jnp.ones(3)), r'losses: found shape \(3,\), expected \(2,\)'),
+  'present': (lambda: b.aggregate(b.equal(), J, present=jnp.ones(1, bool)), r'present: found shape \(1,\)'),
+  'ragged': (lambda: b.aggregate(b.equal(), {'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 3))}), 'expected leaves'),
+  'no balancer': (lambda: b.aggregate('mgda', J), "found 'mgda', expected a Balancer"),
+  'oracle': (lambda: b.aggregate(Balancer(None, None, 'oracle'), J), "level 'oracle'"),
+  'statistic': (lambda: b.mgda().init(jnp.ones((2, 3))), r'found shape \(2, 3\), expected f\[T, T\]'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_named(name):
+  call, message = BAD[name]
+  with pytest.raises(InputError, match=message):
+    call()
+
+
+def test_a_traced_value_is_not_checked():
+  sweep = jax.jit(jax.vmap(lambda c: b.aggregate(b.cagrad(c=c), J).direction))
+  found = sweep(jnp.array([0.0, 0.4, 0.8]))
+  for c, direction in zip((0.0, 0.4, 0.8), found):
+    np.testing.assert_allclose(direction, b.aggregate(b.cagrad(c=c), J).direction, rtol=1e-5, atol=1e-6)
+
+
+def test_names_and_signatures():
+  assert list(b.METHODS) == [factory.__name__ for factory in b.METHODS.values()]
+  assert set(b.METHODS) <= set(b.__all__) and len(set(b.__all__)) == len(b.__all__)
+  for name, factory in b.METHODS.items():
+    doc = inspect.getdoc(factory)
+    assert doc and '>>>' in doc and 'Returns:' in doc, name
+    for parameter in inspect.signature(factory).parameters:
+      assert f'{parameter}' in doc, f'{name}: {parameter} is not in the docstring'
+
+
+@pytest.mark.parametrize('name', b.METHODS)
+def test_parse_needs_no_arguments(name):
+  """Every method can be named on the command line; what it requires comes from the context or from the call."""
+  text = {'constant': 'constant((1.0, 2.0))'}.get(name, name)
+  if 'inner' in inspect.signature(b.METHODS[name]).parameters:
+    text = f'{name}(mgda)'
+  balancer = b.parse(text, steps_per_epoch=3)
+  assert isinstance(balancer, Balancer) and balancer.level in ('losses', 'gramian', 'jacobian')
+
+
+def test_parse_reads_literals_and_balancers():
+  J = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+  direction = lambda text: b.aggregate(b.parse(text), J, jnp.array([1.0, 2.0])).direction
+  np.testing.assert_allclose(direction(' cagrad(c=0.5, rescale=0) '), (1.5, 1.5), rtol=1e-5)
+  np.testing.assert_allclose(direction("mgda('loss')"), (0.4, 1.6), rtol=1e-5)
+  np.testing.assert_allclose(direction('constant([0.5, -1])'), (1.0, -2.0), rtol=1e-5)
+  np.testing.assert_allclose(direction('ema(log_losses(mgda()), decay=0.9)'), (0.4, 0.8), rtol=1e-5)
+  np.testing.assert_allclose(direction('nash_mtl(max_norm=None)'), (1, 1), rtol=1e-5)
+
+
+PARSE_ERRORS = {
+  'cagard': "unknown method 'cagard'.*upgrad.*Did you mean 'cagrad'",
+  'cagrad(d=1)': "cagrad: found unknown argument 'd'.*c, rescale",
+  'equal(1)': 'equal: found 1 positional arguments, expected at most 0',
+  'cagrad(0.1, c=0.2)': "cagrad: found argument 'c' twice",
+  'cagrad(c=1+1j*2)': "cagrad: argument 'c' is",
+  'cagrad(c=-1)': 'c is -1',
+  'dwa': "dwa: argument 'steps_per_epoch' is missing",
+  'cagrad(': 'expected a name or a call',
+  'a.b()': 'expected a name or a call',
+  '': 'expected a name or a call',
+  'ema(nonsense())': "unknown method 'nonsense'",
+  'cagrad(c=open("x"))': "unknown method 'open'",
+  'cagrad(**{})': 'cagrad',
+}
+
+
+@pytest.mark.parametrize('text', PARSE_ERRORS)
+def test_parse_errors(text):
+  with pytest.raises(InputError, match=PARSE_ERRORS[text]):
+    b.parse(text)
