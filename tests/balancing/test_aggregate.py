@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from balancing_asserts import CHEAP, aggregate
 from balancing_cases import CASES
 
 from mtljax import balancing as b
@@ -17,11 +18,11 @@ def tree(rows):
   return {'w': rows[..., :6].reshape(*rows.shape[:-1], 2, 3), 'b': (rows[..., 6:11], rows[..., 11])}
 
 
-@pytest.mark.parametrize('balancer', [b.mgda(), b.graddrop(), b.db_mtl(), b.trimmed_mean(), b.excess_mtl()])
+@pytest.mark.parametrize('balancer', [b.aligned_mtl(), b.graddrop(), b.db_mtl(), b.trimmed_mean(), b.excess_mtl()])
 def test_a_pytree_is_its_concatenation(balancer):
   uniform = np.float32(np.random.default_rng(1).uniform(size=12))
-  want = b.aggregate(balancer, FLAT, uniform=uniform).direction
-  found = b.aggregate(balancer, tree(FLAT), uniform=tree(uniform)).direction
+  want = aggregate(balancer, FLAT, uniform=uniform).direction
+  found = aggregate(balancer, tree(FLAT), uniform=tree(uniform)).direction
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, tree(np.asarray(want)))
 
 
@@ -29,16 +30,13 @@ def test_a_pytree_is_its_concatenation(balancer):
 def test_one_task(name):
   """A single task keeps its direction."""
   J = jnp.asarray(FLAT[:1])
-  balancer = CASES[name].make((0,))
-  direction = jax.jit(lambda J, l: b.aggregate(balancer, J, l, uniform=jnp.full(12, 0.5)).direction)(
-    J, jnp.array([1.3])
-  )
+  direction = aggregate(CASES[name].make((0,)), J, jnp.array([1.3]), uniform=jnp.full(12, 0.5)).direction
   share = direction @ J[0] / (J[0] @ J[0])
   assert share > 0
   np.testing.assert_allclose(direction, share * J[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('balancer', [b.famo(), b.cagrad(), b.aligned_mtl(), b.gradnorm()])
+@pytest.mark.parametrize('balancer', [b.famo(), b.cagrad(), b.gradnorm()])
 def test_no_gradient_through_the_weights(balancer):
   probe = jnp.arange(12.0)
   losses = jnp.array([1.0, 2.0, 0.5])
@@ -46,8 +44,9 @@ def test_no_gradient_through_the_weights(balancer):
   def value(J, losses):
     return b.aggregate(balancer, J, losses).direction @ probe
 
-  weights = b.aggregate(balancer, FLAT, losses).weights
-  by_rows, by_losses = jax.grad(value, argnums=(0, 1))(jnp.asarray(FLAT), losses)
+  gradient = jax.jit(jax.grad(value, argnums=(0, 1)), compiler_options=CHEAP)
+  by_rows, by_losses = gradient(jnp.asarray(FLAT), losses)
+  weights = aggregate(balancer, FLAT, losses).weights
   np.testing.assert_allclose(by_rows, weights[:, None] * probe[None, :], rtol=1e-5, atol=1e-6)
   assert not np.any(by_losses)
 
@@ -85,18 +84,21 @@ def test_nothing_to_observe_when_all_are_absent():
   jax.tree.map(np.testing.assert_array_equal, after.state, first.state)
 
 
-@pytest.mark.parametrize('kind', ['more tasks than dimensions', 'opposed', 'zero row'])
 @pytest.mark.parametrize('balancer', [b.cagrad(c=1.5), b.mgda(), b.dualproj(regularization=1e-9)])
-def test_no_task_is_harmed_where_the_rows_are_dependent(balancer, kind, x64):
+def test_no_task_is_harmed_where_the_rows_are_dependent(balancer, x64):
   rng = np.random.default_rng(3)
-  rows = rng.normal(size=(8, 5, 3))
-  if kind == 'opposed':
-    rows[:, 1] = -0.3 * rows[:, 0]
-    rows = np.pad(rows, ((0, 0), (0, 0), (0, 9)))
-    rows[:, 2:, 3:] = rng.normal(size=(8, 3, 9))
-  elif kind == 'zero row':
-    rows[:, 1] = 0
-  directions = jax.jit(jax.vmap(lambda J: b.aggregate(balancer, J).direction))(rows)
+  rows = rng.normal(size=(24, 5, 12))
+  rows[:8, :, 3:] = 0  # more tasks than dimensions
+  rows[8:16, 1] = -0.3 * rows[8:16, 0]
+  rows[16:, 1] = 0
+  directions = jax.jit(jax.vmap(lambda J: b.aggregate(balancer, J).direction), compiler_options=CHEAP)(rows)
   sizes = np.linalg.norm(rows, axis=(1, 2))
   gains = np.einsum('ntp,np->nt', rows, directions) / sizes[:, None] ** 2
   assert gains.min() > -1e-7
+
+
+@pytest.mark.parametrize('name', ['famo', 'cagrad', 'graddrop'])
+def test_eager_is_jit(name):
+  balancer = CASES[name].make((0, 1, 2))
+  eager, compiled = (f(balancer, FLAT, jnp.array([1.0, 2.0, 0.5])) for f in (b.aggregate, aggregate))
+  np.testing.assert_allclose(eager.direction, compiled.direction, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from balancing_asserts import aggregate
 
 from mtljax import balancing as b
 
@@ -87,7 +88,7 @@ DIRECTIONS['moco'] = (*DIRECTIONS['moco'][:4], _Y * _W / _W.sum())
 @pytest.mark.parametrize('name', WEIGHTS)
 def test_weights(name):
   balancer, J, losses, extras, want = WEIGHTS[name]
-  result = b.aggregate(balancer, jnp.array(J), jnp.array(losses), **extras)
+  result = aggregate(balancer, jnp.array(J), jnp.array(losses), **extras)
   np.testing.assert_allclose(result.weights, want, rtol=2e-5, atol=1e-6)
   np.testing.assert_allclose(result.direction, result.weights @ jnp.array(J), rtol=1e-5, atol=1e-6)
 
@@ -95,7 +96,7 @@ def test_weights(name):
 @pytest.mark.parametrize('name', DIRECTIONS)
 def test_direction(name):
   balancer, J, losses, extras, want = DIRECTIONS[name]
-  result = b.aggregate(balancer, jnp.array(J), jnp.array(losses), **extras)
+  result = aggregate(balancer, jnp.array(J), jnp.array(losses), **extras)
   np.testing.assert_allclose(result.direction, want, rtol=1e-4, atol=1e-4)
 
 
