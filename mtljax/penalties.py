@@ -14,18 +14,17 @@ from mtljax.base import InputError, Penalty, PyTree
 def l2(beta: float | Callable, where: str = '.*', task: str | None = None) -> Penalty:
   """R = 1/2 sum theta^2, whose gradient is theta: beta is a weight decay inside the optimiser's gradient.
 
-    Args:
-      beta: number or optax schedule.
-      where: regular expression searched for in a parameter's path ('shared/Dense_0/kernel', 'tasks/digit/bias').
-      task: the task with which the penalty comes and goes.
+  Args:
+    beta: number or optax schedule.
+    where: regular expression searched for in a parameter's path ('shared/Dense_0/kernel', 'tasks/digit/bias').
+    task: the task with which the penalty comes and goes.
 
-    Returns:
-      A `Penalty`.
+  Returns:
+    A `Penalty`.
 
-    >>> import jax.numpy as jnp
-  import numpy as np
-    >>> l2(0.1, where='shared').value({'shared': jnp.array([3.0, 4.0]), 'tasks': {}}).item()
-    12.5
+  >>> import jax.numpy as jnp
+  >>> l2(0.1, where='shared').value({'shared': jnp.array([3.0, 4.0]), 'tasks': {}}).item()
+  12.5
   """
   return Penalty(beta, lambda params: 0.5 * _total(lambda p: jnp.sum(p * p), params, where), task)
 
