@@ -37,7 +37,15 @@ setup(
     'matplotlib>=3.9',
   ],
   extras_require={
-    'test': ['pytest>=8.0', 'chex>=0.1.90', 'scipy>=1.13', 'ipython>=8.20', 'nbformat>=5.10', 'ruff>=0.8'],
+    'test': [
+      'pytest>=8.0',
+      'pytest-xdist>=3.6',
+      'chex>=0.1.90',
+      'scipy>=1.13',
+      'ipython>=8.20',
+      'nbformat>=5.10',
+      'ruff>=0.8',
+    ],
     'notebooks': ['nbformat>=5.10', 'nbconvert>=7.16', 'ipykernel>=6.29'],
     'tensorboard': ['tensorboardX>=2.6.2'],
     'bench': ['torch>=2.3', 'torchjd>=0.18'],
