@@ -3,6 +3,21 @@
   mtljax train experiments/multi_digits.py
   mtljax compare experiments/multi_digits.py --balancers equal,uncertainty,pcgrad,cagrad,nash_mtl,upgrad --seeds 3
 
+About 25 s and 13 min on two cores. The second command printed (1e-3, 3e-3 and 1e-2 tried for every row):
+
+  method         left accuracy   right accuracy        Δm [%]  rank  time/equal  steps   rate
+  -----------  ---------------  ---------------  ------------  ----  ----------  -----  -----
+  single-task  0.9748 ± 0.0088  0.9713 ± 0.0085         +0.00     –        2.29   2000  0.003
+  nash_mtl     0.9715 ± 0.0078  0.9677 ± 0.0068  -0.36 ± 0.11  1.50        2.04   2000  0.003
+  pcgrad       0.9717 ± 0.0092  0.9663 ± 0.0031  -0.42 ± 0.82  2.50        2.07   2000   0.01
+  uncertainty  0.9713 ± 0.0029  0.9663 ± 0.0019  -0.44 ± 0.11  3.00        0.98   2000  0.003
+  cagrad       0.9707 ± 0.0061  0.9665 ± 0.0057  -0.46 ± 0.45  3.00        2.14   2000  0.003
+  upgrad       0.9702 ± 0.0124  0.9658 ± 0.0052  -0.52 ± 1.10  5.50        2.13   2000   0.01
+  equal        0.9705 ± 0.0025  0.9652 ± 0.0019  -0.54 ± 0.34  5.50        1.00   2000  0.003
+
+Both tasks of `equal` are above .96; no method beats single-task training with the same budget. The first command
+printed, for seed 0, accuracies of 0.9695 and 0.9650. Its losses include the label smoothing, so .65 is near their floor.
+
 Data: scikit-learn's 1797 digits, no download (`mtljax.data.multi_digits`). A logistic regression reaches .910 / .921.
 """
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from balancing_asserts import CHEAP
 
 from mtljax import linalg
 from mtljax.base import InputError
@@ -33,24 +34,23 @@ def precision(request):
 
 @functools.cache
 def jacobians(T):
-  """f[6, T, P]: plain, with a shared direction, nearly cancelling, more tasks than dimensions, scaled rows, tiny."""
+  """f[7, T, P]: plain, shared direction, nearly cancelling, more tasks than dimensions, scaled rows, tiny, huge."""
   rng = np.random.default_rng(T)
   P = 2 * T + 1
-  J = rng.normal(size=(6, T, P))
+  J = rng.normal(size=(7, T, P))
   J[1] += 0.5 * rng.normal(size=P)
   J[2] -= 0.8 * J[2].mean(0)
   J[3] = np.pad(rng.normal(size=(T, max(2, T // 2))) + 0.5, ((0, 0), (0, P - max(2, T // 2))))
   J[4] *= 10.0 ** rng.uniform(-3, 3, size=(T, 1))
   J[5] *= 1e-8
+  J[6] *= 1e8
   return np.float64(np.float32(J))
 
 
 def solve(function, T, dtype):
-  """A solver on every Jacobian: f[6, ...] in double precision."""
-  everybody = jnp.ones(T, bool)
-  return np.stack(
-    [np.asarray(function(linalg.gramian(J), everybody), np.float64) for J in jnp.asarray(jacobians(T), dtype)]
-  )
+  """A solver on every Jacobian: f[7, ...] in double precision."""
+  run = jax.jit(lambda J: function(linalg.gramian(J), jnp.ones(T, bool)), compiler_options=CHEAP)
+  return np.stack([np.asarray(run(J), np.float64) for J in jnp.asarray(jacobians(T), dtype)])
 
 
 def directions(weights, T):
@@ -136,23 +136,6 @@ def test_nonnegative_leaves_what_is_not_allowed(dtype):
   everything = jnp.ones(3, bool)
   np.testing.assert_allclose(linalg.nonnegative(M, q, everything), [2 / 3, 5 / 3, 0], rtol=1e-6)
   np.testing.assert_allclose(linalg.nonnegative(M, q, everything.at[1].set(False)), [1.5, 0, 0], rtol=1e-6)
-
-
-@both
-@pytest.mark.parametrize('scale', [1e-8, 1e8])
-def test_solvers_do_not_see_the_scale(dtype, scale):
-  T = 40 if dtype == 'float32' else 64
-  J = jnp.asarray(jacobians(T), dtype)
-  present = jnp.ones(T, bool)
-  one, other = ([linalg.gramian(rows * jnp.asarray(s, dtype)) for rows in J[:3]] for s in (1.0, scale))
-  rtol = 1e-3 if dtype == 'float32' else 1e-9
-  for function, power in (
-    (lambda G: linalg.min_norm(G, present), 0),
-    (lambda G: linalg.conflict_averse(G, jnp.asarray(0.4, dtype), present), 0),
-    (lambda G: linalg.power_fair(G, jnp.asarray(1.0, dtype), present), -1),
-  ):
-    want, got = (np.stack([np.asarray(function(G), np.float64) for G in batch]) for batch in (one, other))
-    np.testing.assert_allclose(got, scale**power * want, rtol=rtol, atol=rtol * np.abs(want).max() * scale**power)
 
 
 def test_gramian_is_summed_over_leaves():

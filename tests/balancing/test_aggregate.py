@@ -97,7 +97,7 @@ def test_no_task_is_harmed_where_the_rows_are_dependent(balancer, x64):
   assert gains.min() > -1e-7
 
 
-@pytest.mark.parametrize('name', ['famo', 'cagrad', 'graddrop'])
+@pytest.mark.parametrize('name', ['famo', 'imtl_g', 'graddrop'])
 def test_eager_is_jit(name):
   balancer = CASES[name].make((0, 1, 2))
   eager, compiled = (f(balancer, FLAT, jnp.array([1.0, 2.0, 0.5])) for f in (b.aggregate, aggregate))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from balancing_asserts import aggregate
 
 from mtljax import balancing as b
 from mtljax.base import Balancer, InputError
@@ -91,14 +92,21 @@ def test_parse_needs_no_arguments(name):
   assert isinstance(balancer, Balancer) and balancer.level in ('losses', 'gramian', 'jacobian')
 
 
-def test_parse_reads_literals_and_balancers():
-  J = jnp.array([[2.0, 0.0], [0.0, 2.0]])
-  direction = lambda text: b.aggregate(b.parse(text), J, jnp.array([1.0, 2.0])).direction
-  np.testing.assert_allclose(direction(' cagrad(c=0.5, rescale=0) '), (1.5, 1.5), rtol=1e-5)
-  np.testing.assert_allclose(direction("mgda('loss')"), (0.4, 1.6), rtol=1e-5)
-  np.testing.assert_allclose(direction('constant([0.5, -1])'), (1.0, -2.0), rtol=1e-5)
-  np.testing.assert_allclose(direction('ema(log_losses(mgda()), decay=0.9)'), (0.4, 0.8), rtol=1e-5)
-  np.testing.assert_allclose(direction('nash_mtl(max_norm=None)'), (1, 1), rtol=1e-5)
+PARSED = {  # text -> direction for J = diag(2, 4), losses (1, 2)
+  ' equal ': (2, 4),
+  'constant([0.5, -1])': (1, -4),
+  "aligned_mtl(None, 'min')": (1, 1),
+  'nash_mtl(max_norm=None)': (1, 1),
+  'ema(log_losses(equal()), decay=0.9)': (2, 2),
+  'normalized(krum(0, n_selected=2))': (0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize('text', PARSED)
+def test_parse_reads_literals_and_balancers(text):
+  J = jnp.diag(jnp.array([2.0, 4.0]))
+  result = aggregate(b.parse(text), J, jnp.array([1.0, 2.0]))
+  np.testing.assert_allclose(result.direction, PARSED[text], rtol=1e-5)
 
 
 PARSE_ERRORS = {

@@ -6,52 +6,27 @@ from balancing_cases import CASES
 
 from mtljax import balancing
 
-pytestmark = pytest.mark.usefixtures('x64')
+
+def promised(case):
+  """The properties of a row."""
+  yield 'finite'
+  yield 'absent_is_deleted'
+  yield 'rests_when_all_are_absent'
+  yield from ['scale_rule'] * (case.scale is not None)
+  yield from ['row_scale_rule'] * case.row_scale
+  yield from ['permutation_equivariant'] * case.symmetric
+  yield from ['simplex'] * case.simplex
+  yield from ['non_conflicting'] * (case.non_conflict is not None)
 
 
-def rows(promise=lambda case: True):
-  return pytest.mark.parametrize('name', [name for name, case in CASES.items() if promise(case)])
+# method by method, so that what is compiled for one is used while it is there
+PAIRS = [(name, what) for name, case in CASES.items() for what in promised(case)]
+
+
+@pytest.mark.parametrize(('name', 'what'), PAIRS)
+def test_property(name, what, x64):
+  getattr(asserts, f'assert_{what}')(name)
 
 
 def test_every_method_has_a_row():
   assert {name.split('-')[0] for name in CASES} == set(balancing.METHODS)
-
-
-@rows()
-def test_finite(name):
-  asserts.assert_finite(name)
-
-
-@rows(lambda case: case.scale is not None)
-def test_scale_rule(name):
-  asserts.assert_scale_rule(name)
-
-
-@rows(lambda case: case.row_scale)
-def test_row_scale_rule(name):
-  asserts.assert_row_scale_rule(name)
-
-
-@rows(lambda case: case.symmetric)
-def test_permutation_equivariant(name):
-  asserts.assert_permutation_equivariant(name)
-
-
-@rows(lambda case: case.simplex)
-def test_simplex(name):
-  asserts.assert_simplex(name)
-
-
-@rows(lambda case: case.non_conflict is not None)
-def test_non_conflicting(name):
-  asserts.assert_non_conflicting(name)
-
-
-@rows()
-def test_absent_is_deleted(name):
-  asserts.assert_absent_is_deleted(name)
-
-
-@rows()
-def test_rests_when_all_are_absent(name):
-  asserts.assert_rests_when_all_are_absent(name)
