@@ -15,8 +15,8 @@ About 25 s and 13 min on two cores. The second command printed (1e-3, 3e-3 and 1
   upgrad       0.9702 ± 0.0124  0.9658 ± 0.0052  -0.52 ± 1.10  5.50        2.13   2000   0.01
   equal        0.9705 ± 0.0025  0.9652 ± 0.0019  -0.54 ± 0.34  5.50        1.00   2000  0.003
 
-Both tasks of `equal` are above .96; no method beats single-task training with the same budget. The first command
-printed, for seed 0, accuracies of 0.9695 and 0.9650. Its losses include the label smoothing, so .65 is near their floor.
+Both tasks of `equal` are above .96; no method beats single-task training of the same budget. The first command printed
+accuracies of 0.9695 and 0.9650 (seed 0). The losses include the label smoothing, so .65 is near their floor.
 
 Data: scikit-learn's 1797 digits, no download (`mtljax.data.multi_digits`). A logistic regression reaches .910 / .921.
 """
