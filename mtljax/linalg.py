@@ -125,9 +125,9 @@ def conflict_averse(G: Array, c: Array, present: Array) -> Array:
   pull = pull / jnp.where(length > 0, length, 1)
   y, _ = _over_hull(C, norms, pull, c)
   distance = _solvers.length(C, y)
-  at_zero = distance == 0
+  at_zero = (distance == 0) & (c > 0)
   project = lambda: _solvers.nonnegative(C, pull, norms > 0)
-  y = jax.lax.cond(at_zero, project, lambda: y * c / jnp.where(at_zero, 1, distance))
+  y = jax.lax.cond(at_zero, project, lambda: y * c / jnp.where(distance > 0, distance, 1))
   return jnp.where(norms > 0, y * length / jnp.where(norms > 0, norms, 1), 0)
 
 

@@ -33,7 +33,7 @@ def pcd(primary: int = 0, tau: float = 0.02, beta: float = 0.999) -> Balancer:
 
   Departure: no epsilon beside the squared norms.
 
-  References: 2026, https://arxiv.org/abs/2606.29521
+  References: arXiv 2606.29521, 2026, https://arxiv.org/abs/2606.29521
 
   >>> from mtljax import balancing
   >>> J = jnp.array([[0.0, 2.0], [1.0, -1.0]])

@@ -101,7 +101,7 @@ def ema(inner: Balancer, decay: float = 0.9) -> Balancer:
     A balancer of the same level.
 
   References: Zhou et al., On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond, 2022,
-  https://openreview.net/forum?id=ScwfQ7hdwyP
+  https://proceedings.neurips.cc/paper_files/paper/2022/file/f91bd64a3620aad8e70a27ad9cb3ca57-Paper-Conference.pdf
 
   >>> from mtljax import balancing
   >>> print(balancing.aggregate(balancing.ema(balancing.equal()), jnp.eye(2)).weights)
