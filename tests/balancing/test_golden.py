@@ -164,7 +164,7 @@ def test_stch_nadir_after_the_warm_up():
 
 
 def test_go4align_groups_and_shares():
-  result = b.aggregate(b.go4align(groups=2, step_size=1.0), jnp.eye(3), jnp.array([1.0, 2.0, 2.2]))
+  result = aggregate(b.go4align(groups=2, step_size=1.0), jnp.eye(3), jnp.array([1.0, 2.0, 2.2]))
   share = np.exp([-1.0, -2.0, -2.2])
   v = share / share.sum() * 5.2 / np.array([1.0, 2.0, 2.2])
   np.testing.assert_allclose(result.weights, (v[0], v[1:].mean(), v[1:].mean()), rtol=1e-5)
