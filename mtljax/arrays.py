@@ -59,6 +59,12 @@ def is_float(leaf) -> bool:
   return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def all_finite(tree: PyTree) -> Array:
+  """bool[], every floating entry is finite (on this device)."""
+  ok = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+  return jnp.stack(ok).all() if ok else jnp.asarray(True)
+
+
 def split_floats(tree: PyTree) -> tuple[list[Array], list, Callable[[list, list], PyTree]]:
   """Floating leaves, the other leaves, and the function that puts them together again."""
   leaves, treedef = jax.tree.flatten(tree)

@@ -181,9 +181,12 @@ class TaskGradients(NamedTuple):
     losses: f[T] raw L_t, 0 where absent (no label, or a weight alpha_t of 0).
     present: bool[T].
     weights: f[T] of the balancer, 0 where absent; None at the levels that return a direction.
-    gramian: f[T, T] of alpha_t g_t, rows of absent tasks 0; None at level losses.
+    gramian: f[T, T] of alpha_t g_t, rows of absent tasks 0; None at levels losses and oracle.
     model_state, balancer_state: the new ones.
     penalty: f[] sum of beta_t R_t with `on='outputs'`.
+    nonfinite: bool[T], tasks dropped because their loss or gradient was not finite (`on_nonfinite='drop'`).
+
+  What an oracle returns is one too, with the Jacobian f[T, *param] for `grads['shared']` and alpha_t L_t for `losses`.
   """
 
   grads: PyTree
@@ -194,6 +197,7 @@ class TaskGradients(NamedTuple):
   model_state: PyTree
   balancer_state: BalancerState
   penalty: Array
+  nonfinite: Array
 
 
 class StepInfo(NamedTuple):
@@ -202,12 +206,14 @@ class StepInfo(NamedTuple):
   Attributes:
     losses: f[T] raw L_t, 0 where the task is absent.
     present: bool[T], the task had a label and a weight alpha_t > 0.
-    weights: f[T] of the balancer, 0 where absent; None at the levels that return a direction.
-    gramian: f[T, T], None at level losses.
-    norms: f[T] gradient norms sqrt(G_tt), None at level losses.
+    weights: f[T] of the balancer, 0 where absent; None at the levels that return a direction. Objectives of examples
+      have f[m] here, and in `gramian` and `norms`.
+    gramian: f[T, T], None at levels losses and oracle.
+    norms: f[T] gradient norms sqrt(G_tt), None where there is no Gramian.
     grad_norm: f[] norm of the whole gradient that the optimiser got.
     penalty: f[] sum of beta_t R_t.
     finite: bool[], losses and gradients were finite; when False the step left everything but `step` as it was.
+    nonfinite: bool[T], the task's loss or gradient was not finite: dropped from the step, or the reason that it stood.
   """
 
   losses: Array
@@ -218,3 +224,4 @@ class StepInfo(NamedTuple):
   grad_norm: Array
   penalty: Array
   finite: Array
+  nonfinite: Array

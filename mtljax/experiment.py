@@ -75,7 +75,8 @@ class Options:
     log_every: steps between lines of metrics.jsonl.
     at: where task gradients are balanced, on shared parameters or on shared features.
     mode: how the step is compiled; all but 'jit' use all devices.
-    on_nonfinite: a NaN or infinite loss stops the run, or the step is skipped and counted.
+    objectives: what the balancer weighs, tasks or examples (methods of level gramian).
+    on_nonfinite: a NaN or infinite loss ends the run, or the step is skipped, or its task is dropped from the step.
   """
 
   balancer: str = 'equal'
@@ -87,14 +88,15 @@ class Options:
   log_every: int = 10
   at: Literal['params', 'features'] = 'params'
   mode: Literal['jit', 'pmap', 'shard_map', 'sharded'] = 'jit'
-  on_nonfinite: Literal['stop', 'skip'] = 'stop'
+  objectives: Literal['tasks', 'examples', 'examples_tasks'] = 'tasks'
+  on_nonfinite: Literal['error', 'skip', 'drop'] = 'error'
 
   def __post_init__(self):
     for name in ('steps', 'eval_every', 'checkpoint_every', 'log_every'):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f'{name}: found {value!r}, expected a positive integer.')
-    for name in ('at', 'mode', 'on_nonfinite'):
+    for name in ('at', 'mode', 'objectives', 'on_nonfinite'):
       allowed = get_args(get_type_hints(Options)[name])
       if getattr(self, name) not in allowed:
         raise InputError(f'{name}: found {getattr(self, name)!r}, expected one of {allowed}.')
@@ -125,10 +127,18 @@ class Run:
     balancer = balancing.parse(options.balancer, steps_per_epoch=train.steps_per_epoch)
     optimizer = experiment.optimizer(options.learning_rate, self.names)
     step = train_step.make_train_step(
-      model, tasks, optimizer, balancer, at=options.at, penalties=tuple(experiment.penalties)
+      model,
+      tasks,
+      optimizer,
+      balancer,
+      at=options.at,
+      objectives=options.objectives,
+      penalties=tuple(experiment.penalties),
+      on_nonfinite='drop' if options.on_nonfinite == 'drop' else 'error',
     )
+    init = functools.partial(train_step.init_state, model, tasks, optimizer, balancer, objectives=options.objectives)
     batch = train(options.seed, 0)
-    self._init = jax.jit(lambda key: train_step.init_state(model, tasks, optimizer, balancer, batch, key))
+    self._init = jax.jit(lambda key: init(batch, key))
     self.abstract = self._init.eval_shape(jax.random.key(options.seed))
 
     if options.mode == 'jit':  # the rows are gathered in the compiled step

@@ -5,7 +5,6 @@ What a run leaves on disk is in `train`.
 """
 
 import dataclasses
-import itertools
 import math
 import pathlib
 import signal
@@ -37,6 +36,7 @@ class Fit:
     step: how many steps it has had.
     stopped: name of the signal that ended it early, or None.
     skipped: steps that were not finite, in the shape of `StepInfo.finite` (a number, or one per lane).
+    dropped: steps without a task that was not finite, in the shape of `StepInfo.nonfinite` (T last).
     step_ms: median over windows of the time per step, compilation, evaluation and saving left out; None without steps.
   """
 
@@ -44,6 +44,7 @@ class Fit:
   step: int
   stopped: str | None
   skipped: np.ndarray
+  dropped: np.ndarray
   step_ms: float | None
 
 
@@ -60,7 +61,7 @@ def fit(
   log: Callable[[int, StepInfo], None] | None = None,
   evaluate: Callable[[int, PyTree, StepInfo], bool] | None = None,
   save: Callable[[int, PyTree], None] | None = None,
-  on_nonfinite: str = 'stop',
+  on_nonfinite: str = 'error',
   title: str = '',
   progress: bool = True,
 ) -> Fit:
@@ -79,15 +80,16 @@ def fit(
     log: `(step, StepInfo of numpy arrays)`.
     evaluate: `(step, state, StepInfo of numpy arrays) -> whether to save this state`.
     save: `(step, state)`.
-    on_nonfinite: 'stop' raises, 'skip' counts (the step itself leaves the state as it was).
+    on_nonfinite: what becomes of a step that is not finite: 'skip' counts it (the step itself left the state as it
+      was), 'error' raises, and so does 'drop', whose steps have dropped what they could.
     title, progress: of the progress bar.
 
   Raises:
-    NonFiniteError: by `on_nonfinite='stop'`.
+    NonFiniteError: a step was not finite and is not to be skipped.
   """
   from tqdm import tqdm
 
-  window, times, skipped, step_done = [], [], np.zeros((), int), start
+  window, times, skipped, dropped, step_done = [], [], np.zeros((), int), np.zeros(len(names), int), start
   with _Signals() as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
     clock = time.perf_counter()
     for index in range(start, steps):
@@ -107,7 +109,8 @@ def fit(
       window.clear()
       for offset, past in enumerate(infos):
         skipped = skipped + ~past.finite
-        if on_nonfinite == 'stop' and not np.all(past.finite):
+        dropped = dropped + (past.nonfinite & past.finite[..., None])
+        if on_nonfinite != 'skip' and not np.all(past.finite):
           raise NonFiniteError(_what(past, names, step_done - len(infos) + offset + 1))
       bar.set_postfix_str(_losses(infos[-1], names), refresh=False)
       bar.update(len(infos))
@@ -121,7 +124,7 @@ def fit(
         break
       clock = time.perf_counter()
   stopped = stop.name if step_done < steps else None
-  return Fit(state, step_done, stopped, skipped, statistics.median(times) if times else None)
+  return Fit(state, step_done, stopped, skipped, dropped, statistics.median(times) if times else None)
 
 
 class _Signals:
@@ -158,11 +161,13 @@ def _losses(info, names):
 
 def _what(info, names, step):
   """Which task was not finite, and at which step."""
-  for what, values in (('loss', info.losses), ('gradient', info.norms)):
-    for task, row in zip(names, np.reshape(values, (-1, len(names))).T if values is not None else ()):
-      wrong = row[~np.isfinite(row)]
-      if wrong.size:
-        return f'The {what} of task {task!r} became {wrong[0]} at step {step}.'
+  losses = np.reshape(info.losses, (-1, len(names)))
+  for t in np.flatnonzero(np.reshape(info.nonfinite, (-1, len(names))).any(axis=0)):
+    wrong = losses[~np.isfinite(losses[:, t]), t]
+    what = (
+      f'loss of task {names[t]!r} became {wrong[0]}' if wrong.size else f'gradient of task {names[t]!r} was not finite'
+    )
+    return f'The {what} at step {step}.'
   return (
     f'The gradient (or a penalty) became {info.grad_norm} at step {step}, while all losses {list(names)} are finite.'
   )
@@ -238,6 +243,9 @@ def train(
     raise NonFiniteError(f'{error} {last}') from None
   if fitted.skipped:
     say(f'{int(fitted.skipped)} steps were skipped, their loss or gradient was not finite.')
+  for name, count in zip(run.names, fitted.dropped):
+    if count:
+      say(f'Task {name!r} was dropped from {count} steps, its loss or gradient was not finite.')
   plots.save(plots.curves(rundir.read_metrics(recorder.metrics.path)), run_dir / 'curves.png')
   if fitted.stopped:
     say(f'Stopped by {fitted.stopped} after step {fitted.step} of {options.steps}, which is saved. Go on with:')
@@ -278,7 +286,7 @@ class _Recorder:
     self.board.write(record)
 
   def log(self, step, info):
-    self.write(_record(step, info, self.run.names))
+    self.write(rundir.record(step, info, self.run.names))
 
   def evaluate(self, step, state, info):
     """Returns whether it is the best so far."""
@@ -286,8 +294,8 @@ class _Recorder:
     values = self.run.evaluate(state, experiment.val)
     found = score(experiment.tasks, values)
     record = {'step': step, 'val': values, 'score': found}
-    if info.gramian is None:
-      record |= _angles(np.asarray(self.run.gramian(state, step)), self.run.names)
+    if not rundir.by_task(info.gramian, self.run.names):
+      record |= rundir.angles(np.asarray(self.run.gramian(state, step)), self.run.names)
     self.write(record)
     best = found is not None and found > max(self.scores.values(), default=-math.inf)
     if found is not None:
@@ -301,37 +309,3 @@ class _Recorder:
     self.checkpoints.close()
     self.metrics.close()
     self.board.close()
-
-
-def _record(step, info, names):
-  """A line of metrics.jsonl: what belongs to an absent task is null, its weight 0."""
-
-  def by_task(values, where=None):
-    if values is None:
-      return None
-    return {n: _number(v) if where is None or where[t] else None for t, (n, v) in enumerate(zip(names, values))}
-
-  record = {'step': step, 'losses': by_task(info.losses, info.present), 'weights': by_task(info.weights)}
-  record |= _angles(info.gramian, names)
-  return record | {
-    'grad_norm': _number(info.grad_norm),
-    'penalty': _number(info.penalty),
-    'finite': bool(info.finite),
-  }
-
-
-def _angles(gramian, names):
-  """Gradient norms and pairwise cosines; null where a gradient is zero (an absent task)."""
-  if gramian is None:
-    return {'norms': None, 'cosines': None}
-  norms = np.sqrt(np.diagonal(gramian))
-  unit = gramian / np.where(norms > 0, norms, np.nan)[:, None] / np.where(norms > 0, norms, np.nan)[None]
-  pairs = itertools.combinations(range(len(names)), 2)
-  return {
-    'norms': {name: _number(norm) if norm > 0 else None for name, norm in zip(names, norms)},
-    'cosines': {f'{names[s]}/{names[t]}': _number(unit[s, t]) for s, t in pairs},
-  }
-
-
-def _number(value) -> float:
-  return float(str(value))  # the shortest digits of its own precision

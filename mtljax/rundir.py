@@ -1,14 +1,17 @@
 """The run directory: `config.json`, `metrics.jsonl`, `checkpoints/`, `curves.png`, `result.json`."""
 
+import itertools
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mtljax.base import InputError
+import numpy as np
+
+from mtljax.base import InputError, StepInfo
 
 # What a run may leave behind; `overwrite` removes these and nothing else.
 FILES = ('config.json', 'metrics.jsonl', 'curves.png', 'result.json', 'compare.json', 'compare.csv', 'compare.png')
@@ -159,3 +162,43 @@ def _numbers(value, name=''):
 
 def _reason(error: OSError) -> str:
   return error.strerror or str(error)
+
+
+def record(step: int, info: StepInfo, names: Sequence[str]) -> dict[str, Any]:
+  """A line of metrics.jsonl: what belongs to an absent task is null, its weight 0."""
+
+  def values_of(values, where=None):
+    if not by_task(values, names):
+      return None
+    return {n: _number(v) if where is None or where[t] else None for t, (n, v) in enumerate(zip(names, values))}
+
+  record = {'step': step, 'losses': values_of(info.losses, info.present), 'weights': values_of(info.weights)}
+  record |= angles(info.gramian, names)
+  return record | {
+    'grad_norm': _number(info.grad_norm),
+    'penalty': _number(info.penalty),
+    'finite': bool(info.finite),
+    'nonfinite': [name for name, wrong in zip(names, info.nonfinite) if wrong],
+  }
+
+
+def by_task(values: np.ndarray | None, names: Sequence[str]) -> bool:
+  """Whether there are values and they are those of tasks, not of other objectives."""
+  return values is not None and len(values) == len(names)
+
+
+def angles(gramian: np.ndarray | None, names: Sequence[str]) -> dict[str, Any]:
+  """Gradient norms and pairwise cosines; null where a gradient is zero (an absent task)."""
+  if not by_task(gramian, names):
+    return {'norms': None, 'cosines': None}
+  norms = np.sqrt(np.diagonal(gramian))
+  unit = gramian / np.where(norms > 0, norms, np.nan)[:, None] / np.where(norms > 0, norms, np.nan)[None]
+  pairs = itertools.combinations(range(len(names)), 2)
+  return {
+    'norms': {name: _number(norm) if norm > 0 else None for name, norm in zip(names, norms)},
+    'cosines': {f'{names[s]}/{names[t]}': _number(unit[s, t]) for s, t in pairs},
+  }
+
+
+def _number(value) -> float:
+  return float(str(value))  # the shortest digits of its own precision

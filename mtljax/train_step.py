@@ -32,6 +32,8 @@ def init_state(
   balancer: Balancer,
   batch: Batch,
   key: Array,
+  *,
+  objectives: str = 'tasks',
 ) -> TrainState:
   """A fresh state; it can be vmapped over keys.
 
@@ -42,6 +44,7 @@ def init_state(
     model, tasks, optimizer, balancer: as for `make_train_step`.
     batch: an example, only its inputs are read (and its structure is checked).
     key: typed PRNG key.
+    objectives: as for `make_train_step`; those of examples make the balancer's state one of their number.
 
   Returns:
     A `TrainState` at step 0.
@@ -54,6 +57,8 @@ def init_state(
   if not jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
     raise InputError(f'key: found {key!r}, expected a typed key such as jax.random.key(0).')
   _check_optimizer(optimizer)
+  if objectives not in gradients.OBJECTIVES:
+    raise InputError(f'objectives: found {objectives!r}, expected one of {gradients.OBJECTIVES}.')
   params, model_state = model.init(arrays.name_key(key, 'init'), inputs.inputs_by_task(batch, names))
   for argument, tree in (('params', params), ('model_state', model_state)):
     if not hasattr(tree, 'keys') or set(tree) != {'shared', 'tasks'}:
@@ -64,7 +69,7 @@ def init_state(
     params=params,
     model_state=model_state,
     opt_state=optimizer.init(params),
-    balancer_state=balancer.init(_statistic(balancer, params, len(names))),
+    balancer_state=balancer.init(_statistic(balancer, params, gradients.count_objectives(batch, names, objectives))),
     key=key,
   )
   return jax.tree.map(_copy, state)
@@ -77,8 +82,10 @@ def make_train_step(
   balancer: Balancer,
   *,
   at: str = 'params',
+  objectives: str = 'tasks',
   penalties: Sequence[Penalty] = (),
   chunk_size: int | None = None,
+  on_nonfinite: str = 'error',
 ) -> TrainStep:
   """The step as a pure function `(state, batch, *, extras={}, axis_name=None) -> (state, StepInfo)`.
 
@@ -91,8 +98,15 @@ def make_train_step(
     optimizer: any optax transformation over `{'shared': ..., 'tasks': ...}`; `task_optimizer` makes one per task.
     balancer: a balancing method.
     at: 'params' or 'features', where the rows of the Jacobian are taken (see `gradients.task_gradients`).
+    objectives: what the balancer weighs. 'tasks'; 'examples', the B losses of examples, each summed over its tasks;
+      'examples_tasks', every task's loss of every example (Quinton and Rey 2024, https://arxiv.org/abs/2406.16232).
+      The objectives of a task are its examples' shares of L_t, so that they sum to the task's. For methods of level
+      gramian and models that see one example at a time; `init_state` takes the same argument.
     penalties: beta_t R_t, added to those of the model.
     chunk_size: rows of the Jacobian computed at once; None all, 1 one by one.
+    on_nonfinite: what becomes of a task whose loss or gradient is NaN or infinite: 'error', the whole step stands
+      still (`StepInfo.finite`) and `fit` raises; 'drop', the task is absent from this step. `StepInfo.nonfinite` tells
+      which it was in both cases.
 
   Returns:
     The step. `extras` reach the balancer's `update`.
@@ -101,15 +115,20 @@ def make_train_step(
     InputError: an option out of range; while tracing, a batch that does not fit.
   """
   names = arrays.task_names(tasks)
-  if at not in ('params', 'features'):
-    raise InputError(f"at: found {at!r}, expected 'params' or 'features'.")
   if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
     raise InputError(f'chunk_size: found {chunk_size!r}, expected None or a positive integer.')
   if not isinstance(balancer, Balancer) or balancer.level not in LEVELS:
     raise InputError(f'balancer: found {balancer!r}, expected an mtljax.Balancer such as mtljax.balancing.equal().')
-  if balancer.level == 'oracle' or balancer.parts != 1:
+  for name, value, choices in (
+    ('at', at, ('params', 'features')),
+    ('objectives', objectives, gradients.OBJECTIVES),
+    ('on_nonfinite', on_nonfinite, ('error', 'drop')),
+  ):
+    if value not in choices:
+      raise InputError(f'{name}: found {value!r}, expected one of {choices}.')
+  if objectives != 'tasks' and (at != 'params' or on_nonfinite != 'error'):
     raise InputError(
-      "balancer: found level 'oracle' or several parts of the batch, which this step does not offer yet."
+      f"objectives: found {objectives!r} with at={at!r}, on_nonfinite={on_nonfinite!r}, expected 'params' and 'error'."
     )
   _check_optimizer(optimizer)
   if isinstance(penalties, Penalty):
@@ -134,8 +153,10 @@ def make_train_step(
         key=key,
         step=state.step,
         at=at,
+        objectives=objectives,
         chunk_size=chunk_size,
         penalties=penalties,
+        on_nonfinite=on_nonfinite,
         extras=extras,
       )
       grads, penalty = out.grads, out.penalty
@@ -165,6 +186,8 @@ def make_train_step(
 
       grad_norm = _norm(grads)
       finite = jnp.isfinite(grad_norm) & jnp.isfinite(out.losses).all() & jnp.isfinite(penalty)
+      if out.gramian is not None:  # a method may give a finite direction for a row that is not
+        finite &= jnp.isfinite(jnp.diagonal(out.gramian)).all()
       kept = arrays.select(
         finite & out.present.any(), new.replace(key=None, step=None), state.replace(key=None, step=None)
       )
@@ -177,6 +200,7 @@ def make_train_step(
         grad_norm=grad_norm,
         penalty=penalty,
         finite=finite,
+        nonfinite=jax.lax.cond(finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names)),
       )
       return kept.replace(key=state.key, step=new.step), info
 
@@ -197,6 +221,15 @@ def make_diagnostics(model: Model, tasks: Sequence[Task]) -> Callable[[TrainStat
     ).gramian
 
   return diagnose
+
+
+def _nonfinite(out, names):
+  """bool[T], tasks whose loss, head or row of the Jacobian is not finite."""
+  wrong = [~jnp.isfinite(out.losses[t]) | ~arrays.all_finite(out.grads['tasks'][n]) for t, n in enumerate(names)]
+  wrong = jnp.stack(wrong)
+  if out.gramian is not None and len(out.gramian) == len(names):
+    wrong |= ~jnp.isfinite(jnp.diagonal(out.gramian))
+  return wrong
 
 
 def _check_optimizer(optimizer):

@@ -17,7 +17,7 @@ from mtljax.experiment import Options, Run
 NAMES = ('a', 'b')
 
 
-def info(losses=(1.0, 2.0), present=(True, True), finite=True, gramian=None, grad_norm=1.0):
+def info(losses=(1.0, 2.0), present=(True, True), finite=True, gramian=None, grad_norm=1.0, nonfinite=None):
   gramian = None if gramian is None else np.array(gramian, np.float32)
   norms = None if gramian is None else np.sqrt(np.diagonal(gramian))
   return StepInfo(
@@ -29,6 +29,7 @@ def info(losses=(1.0, 2.0), present=(True, True), finite=True, gramian=None, gra
     grad_norm=np.float32(grad_norm),
     penalty=np.float32(0),
     finite=np.array(finite),
+    nonfinite=~np.isfinite(losses) if nonfinite is None else np.array(nonfinite),
   )
 
 
@@ -83,7 +84,7 @@ def test_fit_goes_on_where_it_was():
   [
     (info(losses=(1.0, math.nan), finite=False), r"The loss of task 'b' became nan at step 4\."),
     (info(losses=(math.inf, 1.0), finite=False), r"The loss of task 'a' became inf at step 4\."),
-    (info(gramian=[[1, 0], [0, math.inf]], finite=False), r"The gradient of task 'b' became inf at step 4\."),
+    (info(finite=False, nonfinite=(False, True)), r"The gradient of task 'b' was not finite at step 4\."),
     (info(grad_norm=math.nan, finite=False), r'The gradient \(or a penalty\) became nan at step 4, while all losses'),
   ],
 )
@@ -329,6 +330,17 @@ def test_nan_is_skipped_by_choice(tmp_path, capsys):
   logged = [r for r in rundir.read_metrics(tmp_path / 'run' / 'metrics.jsonl') if 'losses' in r]
   assert [r['finite'] for r in logged].count(False) == 2
   assert all((r['losses']['size'] is None) == (not r['finite']) for r in logged)
+
+
+def test_a_task_is_dropped_by_choice(tmp_path, capsys):
+  experiment = tiny.build(tmp_path, bad_row=5)
+  options = Options(steps=12, eval_every=12, log_every=1, on_nonfinite='drop')
+  result = loop.train(experiment, options, tmp_path / 'run')
+  assert "Task 'size' was dropped from 2 steps, its loss or gradient was not finite." in capsys.readouterr().out
+  assert math.isfinite(result['test']['size']['rmse'])
+  logged = [r for r in rundir.read_metrics(tmp_path / 'run' / 'metrics.jsonl') if 'losses' in r]
+  assert all(r['finite'] for r in logged) and [r['nonfinite'] for r in logged].count(['size']) == 2
+  assert all((r['losses']['size'] is None) == (r['nonfinite'] == ['size']) for r in logged)
 
 
 def test_a_task_without_any_label_is_null(tmp_path):

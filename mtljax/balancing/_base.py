@@ -19,16 +19,22 @@ from mtljax.base import Array, Balancer, InputError, PyTree
 SHAPES = {'losses': 'f[T]', 'gramian': 'f[T, T]', 'jacobian': 'leaves f[T, *param]'}
 
 
-def make(level: str, update: Callable, init: Callable | None = None, observe: Callable | None = None) -> Balancer:
+def make(
+  level: str, update: Callable, init: Callable | None = None, observe: Callable | None = None, parts: int = 1
+) -> Balancer:
   """A `Balancer` from an update rule.
 
   Args:
-    level: 'losses', 'gramian' or 'jacobian'.
+    level: 'losses', 'gramian', 'jacobian' or 'oracle'.
     update: `(statistic, state, *, losses, present, key, step, **extras) -> (result, state)`. The result's entries of
       absent tasks and the state's entries of absent tasks may be anything.
-    init: `example of the statistic -> state`, every leaf leading with the task axis; None for no state.
+    init: `example of the statistic -> state`, every leaf leading with the task axis; None for no state. At level
+      oracle the example is that of the Jacobian.
     observe: `(losses, state) -> state`.
+    parts: how many independent parts of the batch an oracle is asked for.
   """
+  if level == 'oracle':
+    return _make_oracle(update, init, parts)
 
   def checked(statistic, state, /, *, losses, present, key, step, **extras):
     present = jnp.asarray(present, bool)
@@ -55,6 +61,38 @@ def make(level: str, update: Callable, init: Callable | None = None, observe: Ca
     return () if init is None else init(example)
 
   return Balancer(checked_init, checked, level, observe=observe)
+
+
+def _make_oracle(update, init, parts) -> Balancer:
+  """The same contract where the statistic is a function; see `gradients.task_gradients` for what it returns."""
+
+  def checked(oracle, state, /, *, losses, present, key, step, **extras):
+    present = jnp.asarray(present, bool)
+    if not callable(oracle):
+      raise InputError(f'statistic: found {type(oracle).__name__}, expected a function at level oracle.')
+    check_length('losses', losses, len(present))
+    losses = jnp.where(present, as_float(jax.lax.stop_gradient(losses)), 1)
+
+    def sane(shared_delta=None, part=0, *, weights=None):
+      more = {} if weights is None else {'weights': jnp.where(present, weights, 0)}
+      out = jax.lax.stop_gradient(oracle(shared_delta, part, **more))
+      here = present & out.present
+      shared = jax.tree.map(as_float, out.grads['shared'])
+      shared = linalg.mask_rows(here, shared) if weights is None else shared
+      return out._replace(
+        grads={**out.grads, 'shared': shared}, losses=jnp.where(here, as_float(out.losses), 1), present=here
+      )
+
+    step = jnp.asarray(step, jnp.int32)
+    direction, new = update(sane, state, losses=losses, present=present, key=key, step=step, **extras)
+    some = jnp.any(present)
+    return jax.tree.map(lambda d: jnp.where(some, d, 0), direction), hold(present, new, state)
+
+  def checked_init(example):
+    check_statistic('jacobian', example)
+    return () if init is None else init(example)
+
+  return Balancer(checked_init, checked, 'oracle', parts=parts)
 
 
 def hold(present: Array, new: PyTree, old: PyTree) -> PyTree:

@@ -1,0 +1,192 @@
+"""Every example an objective of its own: the Gramian of per-example gradients without the gradients.
+
+The per-example gradient of a kernel W in y = x W is a product of two small factors, dW = sum_p x_p (x) d_p over
+positions p, and the inner product of two of them is <dW_i, dW_j> = sum_pq <x_ip, x_jq> <d_ip, d_jq>. So the traced
+gradient is looked at leaf by leaf: where it ends in such a product its factors are taken instead, and the Gramian needs
+memory for activations, not for batch x parameters. Other leaves (biases, convolutions, embedding tables) hold the
+gradients of the batch, one leaf at a time.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtljax import arrays, inputs, linalg
+from mtljax.base import Array, Batch, InputError, Model, PyTree, Task
+
+OBJECTIVES = ('tasks', 'examples', 'examples_tasks')
+
+
+class Objectives(NamedTuple):
+  """Losses, presence and Gramian of m objectives; a task's share of example i is alpha_t l_ti / count_t.
+
+  The rows of a task's examples sum to its row alpha_t g_t: the Gramian of the tasks is that of blocks summed.
+  """
+
+  losses: Array
+  present: Array
+  gramian: Array
+
+
+def count(batch: Batch, names: Sequence[str], objectives: str) -> int:
+  """m: T for 'tasks', B for 'examples', the examples of all tasks (task by task) for 'examples_tasks'."""
+  sizes = [inputs.batch_size(inputs.task_inputs(batch, name)[0]) for name in names]
+  return {'tasks': len(names), 'examples': sizes[0], 'examples_tasks': sum(sizes)}[objectives]
+
+
+def spread(weights: Array, batch: Batch, names: Sequence[str], objectives: str) -> list[Array]:
+  """Weights f[m] of objectives as one f[B] a task."""
+  sizes = [inputs.batch_size(inputs.task_inputs(batch, name)[0]) for name in names]
+  if objectives == 'examples':
+    return [weights] * len(names)
+  ends = [sum(sizes[: t + 1]) for t in range(len(sizes))]
+  return [weights[end - size : end] for end, size in zip(ends, sizes)]
+
+
+def check(balancer, batch: Batch, objectives: str) -> None:
+  """Raises on what objectives of examples do not go with."""
+  where = f'objectives={objectives!r}'
+  if balancer.level != 'gramian':
+    raise InputError(f"{where}: found a balancer of level {balancer.level!r}, expected one of level 'gramian'.")
+  if arrays.axis():
+    raise InputError(f"{where}: found a step on slices of the batch, expected mode 'jit' or 'sharded'.")
+  if inputs.is_multi_input(batch) and objectives == 'examples':
+    raise InputError(
+      f"{where}: found a multi-input batch, whose examples have one task each; expected 'examples_tasks'."
+    )
+
+
+def example_objectives(
+  model: Model,
+  tasks: Sequence[Task],
+  params: PyTree,
+  model_state: PyTree,
+  batch: Batch,
+  objectives: str,
+  *,
+  key: Array,
+  alphas: Array,
+  counts: Array,
+  present: Array,
+) -> Objectives:
+  """Losses f[m], presence bool[m] and Gramian f[m, m] over the shared parameters; each example is run alone (vmap)."""
+  multi = inputs.is_multi_input(batch)
+  scales = jnp.where(present, alphas / jnp.maximum(counts, 1), 0)
+
+  def group(members):
+    data = {tasks[t].name: inputs.task_inputs(batch, tasks[t].name) for t in members}
+    size = inputs.batch_size(next(iter(data.values()))[0])
+
+    def one(shared, data, index):
+      """Loss of one example over the tasks of the group, and whether it has a label."""
+      example_key = jax.random.fold_in(key, index)
+      data = jax.tree.map(lambda x: x[None], data)
+      total, here, features = 0.0, False, None
+      for t in members:
+        task, (x, labels, mask) = tasks[t], data[tasks[t].name]
+        own, state = params['tasks'][task.name], model_state['tasks'][task.name]
+        task_key = arrays.name_key(example_key, task.name)
+        if features is None or multi:
+          z = x
+          if model.stem is not None:
+            stem_key = arrays.name_key(task_key, 'stem')
+            z, state = model.stem(own, state, x, task=task.name, train=True, key=stem_key)
+          seen = (task.name,) if multi else arrays.task_names(tasks)
+          features, new_shared = model.trunk(
+            shared, model_state['shared'], z, tasks=seen, train=True, key=arrays.name_key(example_key, 'shared')
+          )
+          _check_state(model_state['shared'], new_shared, 'shared')
+        y, state = model.head(own, state, features, inputs=x, task=task.name, train=True, key=task_key)
+        _check_state(model_state['tasks'][task.name], state, task.name)
+        values = task.loss(y, labels if mask is None else arrays.make_safe(labels, mask))
+        mask = jnp.ones(1, bool) if mask is None else mask
+        mask = jnp.broadcast_to(arrays.expand_to(mask, values.ndim), values.shape)
+        total += scales[t] * jnp.where(mask, values.astype(arrays.real_dtype()), 0).sum()
+        here |= mask.any() & present[t]
+      return total, (total, here)
+
+    return jax.vmap(jax.grad(one, has_aux=True), (None, 0, 0)), (params['shared'], data, jnp.arange(size))
+
+  everybody = range(len(tasks))
+  groups = [group(everybody)] if objectives == 'examples' else [group((t,)) for t in everybody]
+  traced = [_Traced(*found) for found in groups]
+  size = sum(len(one.losses) for one in traced)
+  leaves = [_leaf_gramian(traced, leaf, size) for leaf in range(len(jax.tree.leaves(params['shared'])))]
+  return Objectives(
+    losses=jnp.concatenate([one.losses for one in traced]),
+    present=jnp.concatenate([one.present for one in traced]),
+    gramian=sum(leaves, jnp.zeros((size, size), arrays.real_dtype())),
+  )
+
+
+def _check_state(old, new, owner):
+  """A floating state that changes (batch statistics) means that examples are not run one by one."""
+  for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+    if arrays.is_float(before) and after is not before:
+      raise InputError(
+        f'objectives of examples: state {arrays.path_label(path)!r} of {owner!r} changes with the batch, expected '
+        'layers that see one example at a time (GroupNorm or LayerNorm for BatchNorm).'
+      )
+
+
+class _Traced:
+  """The gradients of a group of examples as a program of which single values, final or not, can be asked."""
+
+  def __init__(self, function, args):
+    self.closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    self.args = jax.tree.leaves(args)
+    self.outs = self.closed.jaxpr.outvars[: len(jax.tree.leaves(shape[0]))]
+    self.made = {id(v): eqn for eqn in self.closed.jaxpr.eqns for v in eqn.outvars}
+    self.losses, self.present = self.values(self.closed.jaxpr.outvars[-2:])
+
+  def values(self, variables):
+    """The program cut down to what these need."""
+    jaxpr = self.closed.jaxpr
+    jaxpr = jaxpr.replace(outvars=variables, debug_info=jaxpr.debug_info.with_unknown_names())
+    return jax.core.eval_jaxpr(jaxpr, self.closed.consts, *self.args)
+
+  def factors(self, leaf):
+    """(x f[B, p, a], d f[B, p, e]) as variables and dimensions of the product that makes a leaf, or None."""
+    variable, axis = self.outs[leaf], 0
+    while (eqn := self.made.get(id(variable))) is not None:
+      if eqn.primitive.name == 'transpose':
+        axis = eqn.params['permutation'][axis]
+      elif eqn.primitive.name != 'convert_element_type':
+        break
+      variable = eqn.invars[0]
+    if eqn is None or eqn.primitive.name != 'dot_general':
+      return None
+    contracted, batched = eqn.params['dimension_numbers']
+    if len(batched[0]) != 1 or axis != 0:  # the examples are the one batch dimension, which comes first
+      return None
+    sides = []
+    for var, over, example in zip(eqn.invars, contracted, batched):
+      free = [d for d in range(var.aval.ndim) if d not in (*over, *example)]
+      shape = [math.prod(var.aval.shape[d] for d in dims) for dims in (example, over, free)]
+      sides.append((var, (*example, *over, *free), shape))
+    return sides
+
+
+def _leaf_gramian(traced, leaf, size):
+  """f[m, m] of one leaf, from factors where that takes less memory than its m gradients."""
+  found = [one.factors(leaf) for one in traced]
+  if all(found) and len({(*x[2][1:], *d[2][1:]) for x, d in found}) == 1:
+    (_, _, (_, positions, wide)), (_, _, (_, _, high)) = found[0]
+    if size * positions**2 <= max(wide * high, size):
+      products = []
+      for sides in zip(*found):
+        values = [
+          one.values([var])[0].transpose(order).reshape(shape) for one, (var, order, shape) in zip(traced, sides)
+        ]
+        rows = _as_real(jnp.concatenate(values))
+        products.append(jnp.einsum('ipa,jqa->ipjq', rows, rows, precision=linalg.HIGHEST))
+      return jnp.einsum('ipjq,ipjq->ij', *products, precision=linalg.HIGHEST)
+  rows = _as_real(jnp.concatenate([one.values([one.outs[leaf]])[0] for one in traced])).reshape(size, -1)
+  return jnp.matmul(rows, rows.T, precision=linalg.HIGHEST)
+
+
+def _as_real(x):
+  return x.astype(jnp.promote_types(x.dtype, arrays.real_dtype()))
