@@ -54,7 +54,8 @@ class CompareOptions:
   """Trains single-task baselines and every balancer with one budget and prints a leaderboard.
 
   Attributes:
-    balancers: methods, separated by commas: names or calls such as 'cagrad(c=0.2)'; equal is always there.
+    balancers: methods, separated by commas: names or calls such as 'cagrad(c=0.2)'; equal is always there. 'all' stands
+      for every method that needs no argument and is defined for the experiment's number of tasks.
     seeds: how many; every row runs seeds 0, 1, 2, ...
     learning_rates: tried for every row, separated by commas; the best on validation data counts.
     steps: budget of every run.
@@ -160,14 +161,19 @@ def _compare(argv):
   except ValueError:
     found = values['learning_rates']
     raise InputError(f'learning_rates: found {found!r}, expected numbers separated by commas.') from None
+  experiment = experiment_lib.build(module, config)
+  methods, others = balancing.parse_names(
+    values['balancers'], len(experiment.tasks), steps_per_epoch=experiment.train.steps_per_epoch
+  )
+  for reason in others:
+    print(f'left out, {reason}')
   plan = Plan(
-    balancers=_calls(values['balancers']),
+    balancers=methods,
     seeds=tuple(range(values['seeds'])),
     learning_rates=rates,
     steps=values['steps'],
     at=values['at'],
   )
-  experiment = experiment_lib.build(module, config)
   place = values['run_dir'] or pathlib.Path('runs') / experiment.name / 'compare'
   meta = _meta(name, values, config)
   found = compare(experiment, plan, run_dir=place, overwrite=values['overwrite'], config=meta, report=print)
@@ -314,18 +320,6 @@ def _split(argv) -> tuple[str | None, list[str]]:
   files = [i for i in found if argv[i].endswith('.py') or argv[i] in experiment_lib.shipped()]
   place = next(iter(files or found), None)
   return (None, argv) if place is None else (argv[place], argv[:place] + argv[place + 1 :])
-
-
-def _calls(text: str) -> list[str]:
-  """Splits at the commas outside of brackets."""
-  parts, depth = [''], 0
-  for letter in text:
-    depth += (letter in '([{') - (letter in ')]}')
-    if letter == ',' and depth == 0:
-      parts.append('')
-    else:
-      parts[-1] += letter
-  return [part.strip() for part in parts if part.strip()]
 
 
 def _value_of(option, argv):

@@ -44,8 +44,8 @@ def initial(name, J, tasks=tuple(range(TASKS))):
   """The fresh state of every Jacobian of a batch."""
   balancer = CASES[name].make(tasks)
   count, number, parameters = J.shape
-  shapes = {'losses': (number,), 'gramian': (number, number), 'jacobian': (number, parameters)}
-  example = jax.ShapeDtypeStruct(shapes[balancer.level], jnp.float64)
+  shapes = {'losses': (number,), 'gramian': (number, number)}
+  example = jax.ShapeDtypeStruct(shapes.get(balancer.level, (number, parameters)), jnp.float64)
   with jax.ensure_compile_time_eval():
     state = balancer.init(example)
   return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *x.shape)), state)

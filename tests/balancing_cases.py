@@ -75,6 +75,7 @@ CASES = {
   'pcd': Case(lambda: b.pcd(tau=0.01), non_conflict=1e-6, symmetric=False),
   'gradnorm': Case(lambda: b.gradnorm(optimizer=SGD)),
   'krum': Case(lambda: b.krum(n_byzantine=0), simplex=True),
+  'conicgrad': Case(lambda: b.conicgrad(c=0.7)),
   # level jacobian
   'graddrop': Case(b.graddrop, per_task=((0.0, 0.2, 0.5, 1.0),)),
   'moco': Case(b.moco, scale=None),
@@ -83,6 +84,13 @@ CASES = {
   'trimmed_mean': Case(b.trimmed_mean),
   'config_momentum': Case(b.config_momentum, symmetric=False),
   'bloop': Case(b.bloop, symmetric=False),
+  # level oracle
+  'modo': Case(b.modo, scale=None),
+  'sdmgrad': Case(b.sdmgrad),
+  'auto_lambda': Case(b.auto_lambda, scale=None),
+  'auto_lambda-primary': Case(lambda primary: b.auto_lambda(primary, optimizer=SGD), per_task=(FOUR,), scale=None),
+  'moml': Case(b.moml),
+  'forum': Case(b.forum, scale=None),
   # wrappers
   'log_losses': Case(lambda: b.log_losses(b.aligned_mtl())),
   'normalized': Case(lambda: b.normalized(b.aligned_mtl()), scale=0.0, row_scale=True),

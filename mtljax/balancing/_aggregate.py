@@ -1,13 +1,14 @@
 """One function that runs any balancer on an explicit Jacobian."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtljax import arrays, linalg
-from mtljax.balancing import _base
-from mtljax.base import Array, Balancer, BalancerState, InputError, PyTree
+from mtljax.balancing import _base, _oracle
+from mtljax.base import LEVELS, Array, Balancer, BalancerState, InputError, PyTree, TaskGradients
 
 
 class Aggregate(NamedTuple):
@@ -15,7 +16,7 @@ class Aggregate(NamedTuple):
 
   Attributes:
     direction: the Jacobian's leaves without the task axis; `weights @ J` for methods that give weights.
-    weights: f[T], exactly 0 for absent tasks; None at level 'jacobian'.
+    weights: f[T], exactly 0 for absent tasks; None at the levels 'jacobian' and 'oracle'.
     state: pass it to the next call.
   """
 
@@ -39,7 +40,8 @@ def aggregate(
   """Combines the rows of a Jacobian as the balancer says; jit-able with the balancer static.
 
   Args:
-    balancer: of level 'losses', 'gramian' or 'jacobian'.
+    balancer: of any level. At level 'oracle' the tasks are taken as linear, l_t + <g_t, delta>, and all parts of the
+      batch as equal.
     jacobian: pytree, leaves f[T, *param]; a plain [T, P] array is one.
     losses: f[T], ones by default.
     state: of the previous call; None starts afresh.
@@ -53,7 +55,7 @@ def aggregate(
     An `Aggregate`. With no task present the direction is zero and the state unchanged.
 
   Raises:
-    InputError: shapes that do not fit, or a level that no explicit Jacobian can serve.
+    InputError: shapes that do not fit, or an unknown level.
 
   >>> from mtljax import balancing
   >>> J = jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -62,8 +64,8 @@ def aggregate(
   """
   if not isinstance(balancer, Balancer):
     raise InputError(f'balancer: found {balancer!r}, expected a Balancer, such as balancing.mgda().')
-  if balancer.level not in _base.SHAPES:
-    raise InputError(f'balancer: found level {balancer.level!r}, expected one of {tuple(_base.SHAPES)}.')
+  if balancer.level not in LEVELS:
+    raise InputError(f'balancer: found level {balancer.level!r}, expected one of {LEVELS}.')
   jacobian = jax.tree.map(jnp.asarray, jacobian)
   tasks = _base.check_statistic('jacobian', jacobian)
   losses = jnp.ones(tasks) if losses is None else _base.as_float(losses)
@@ -73,14 +75,29 @@ def aggregate(
   key = jax.random.key(0) if key is None else key
 
   masked = linalg.mask_rows(present, jacobian)
+  statistic = example = jacobian
   if balancer.level == 'losses':
-    statistic = losses
-  else:
-    statistic = linalg.gramian(jax.lax.stop_gradient(masked)) if balancer.level == 'gramian' else jacobian
-  state = balancer.init(statistic) if state is None else state
+    statistic = example = losses
+  elif balancer.level == 'gramian':
+    statistic = example = linalg.gramian(jax.lax.stop_gradient(masked))
+  elif balancer.level == 'oracle':
+    statistic = linear_oracle(masked, losses, present)
+  state = balancer.init(example) if state is None else state
   result, state = balancer.update(statistic, state, losses=losses, present=present, key=key, step=step, **extras)
   if losses_after is not None and balancer.observe is not None:
     state = arrays.select(jnp.any(present), balancer.observe(jnp.asarray(losses_after), state), state)
-  if balancer.level == 'jacobian':
-    return Aggregate(result, None, state)
+  if balancer.level in ('jacobian', 'oracle'):
+    return Aggregate(jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), result, jacobian), None, state)
   return Aggregate(linalg.combine(result, masked), result, state)
+
+
+def linear_oracle(jacobian: PyTree, losses: Array, present: Array) -> Callable[..., TaskGradients]:
+  """What level 'oracle' takes, for tasks l_t + <g_t, delta> and one batch for all parts; rows of absent tasks are 0."""
+
+  def oracle(shared_delta=None, part=0, *, weights=None):
+    moved = losses if shared_delta is None else losses + _oracle.products(jacobian, shared_delta)
+    shared = jacobian if weights is None else linalg.combine(weights, jacobian)
+    nothing = dict.fromkeys(TaskGradients._fields)
+    return TaskGradients(**nothing | {'grads': {'shared': shared, 'tasks': {}}, 'losses': moved, 'present': present})
+
+  return oracle

@@ -25,6 +25,10 @@ def aligned_mtl(preference: Any = None, scale_mode: str = 'min') -> Balancer:
     A balancer of level gramian. Weights may be negative. The rank cut makes the result jump where an eigenvalue
     crosses the threshold.
 
+  Needs: gradients that are linearly independent.
+  Helps: conflict and dominance at once: all principal directions count alike.
+  Breaks: nearly dependent gradients: the least eigenvalue sets the step, the rank cut jumps.
+
   References: Senushkin et al., Independent Component Alignment for Multi-Task Learning, 2023,
   https://arxiv.org/abs/2305.19000
 

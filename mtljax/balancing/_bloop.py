@@ -33,6 +33,10 @@ def bloop(primary: int = 0, strength: float = 0.1, rho: float = 0.1) -> Balancer
 
   Departure: several auxiliary losses are one, their sum. Averages are kept for every task.
 
+  Needs: a primary task; T copies of the trunk in the state.
+  Helps: auxiliary losses that must not slow the main one.
+  Breaks: auxiliaries that agree with the main task lose what they share with it.
+
   References: Hsieh et al., Careful with that Scalpel: Improving Gradient Surgery with an EMA, 2024,
   https://arxiv.org/abs/2402.02998
 

@@ -22,6 +22,10 @@ def cagrad(c: float = 0.5, rescale: int = 1) -> Balancer:
   Returns:
     A balancer of level gramian; the weights are those of d, not w. Exact, by an active set.
 
+  Needs: a tuned c in [0, 1).
+  Helps: the worst task, and still a minimum of the mean loss.
+  Breaks: gradients of unlike norm: the largest makes the mean and the ball.
+
   References: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning, 2021,
   https://arxiv.org/abs/2110.14048
 

@@ -22,6 +22,10 @@ def config(preference: Any = None) -> Balancer:
   Returns:
     A balancer of level gramian. A zero gradient has no say; eigenvalues of C below 4 T eps of the largest count as 0.
 
+  Needs: gradients that are linearly independent.
+  Helps: losses of unlike scale that must all fall (physics-informed networks).
+  Breaks: nearly opposed gradients: tiny steps along a noisy direction.
+
   References: Liu, Chu and Thuerey, ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, 2024,
   https://arxiv.org/abs/2408.11104
 
@@ -53,6 +57,10 @@ def config_momentum(beta: float = 0.9) -> Balancer:
 
   Departure: the second moment is left to the optimiser. The engine computes all gradients of a step, so that what
   this saves in the paper (one backward pass a step) is not saved here.
+
+  Needs: T copies of the trunk in the state.
+  Helps: as config, with noisy gradients.
+  Breaks: averages are up to T steps old; saves no backward passes here.
 
   References: Liu, Chu and Thuerey, ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, 2024,
   https://arxiv.org/abs/2408.11104

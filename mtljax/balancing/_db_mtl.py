@@ -31,6 +31,10 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.5) -> Balancer:
 
   Departure: no bias correction, as in the authors' code.
 
+  Needs: losses > 0; T copies of the trunk in the state.
+  Helps: scales of losses and of gradients at once.
+  Breaks: the largest gradient sets all lengths: one noisy task makes long steps.
+
   References: Lin et al., Dual-Balancing for Multi-Task Learning, 2023, https://arxiv.org/abs/2308.12029
 
   >>> from mtljax import balancing

@@ -33,6 +33,10 @@ def dwa(*, steps_per_epoch: int, temperature: float = 2.0) -> Balancer:
   Returns:
     A balancer of level losses.
 
+  Needs: steps_per_epoch; acts from the third epoch on.
+  Helps: tasks that learn at different speeds.
+  Breaks: noisy epochs; scales of losses stay; weights stay near 1 at temperature 2.
+
   References: Liu, Johns and Davison, End-to-End Multi-Task Learning with Attention, 2019,
   https://arxiv.org/abs/1803.10704
 

@@ -31,6 +31,10 @@ def excess_mtl(step_size: float = 0.01) -> Balancer:
   Returns:
     A balancer of level jacobian.
 
+  Needs: T copies of the trunk in the state.
+  Helps: noisy labels: a loss that cannot fall further gets no weight.
+  Breaks: the first step sets the reference; unequal gradient scales in one trunk.
+
   References: He et al., Robust Multi-Task Learning with Excess Risks, 2024, https://arxiv.org/abs/2402.02009
 
   >>> from mtljax import balancing

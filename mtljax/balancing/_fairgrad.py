@@ -21,6 +21,10 @@ def fairgrad(alpha: float = 1.0) -> Balancer:
   Departure: damped Newton on the convex problem, exact at every scale; the authors' least squares from 1 / T stops
   short when gradients are small. The shared gradient is not clipped. A zero gradient gets weight 0.
 
+  Needs: a tuned alpha.
+  Helps: one knob from the sum towards the worst task.
+  Breaks: the direction grows as gradients vanish for alpha > 1: clip it.
+
   References: Ban and Ji, Fair Resource Allocation in Multi-Task Learning, 2024, https://arxiv.org/abs/2402.15638
 
   >>> from mtljax import balancing

@@ -37,6 +37,10 @@ def famo(learning_rate: float = 0.025, weight_decay: float = 1e-3) -> Balancer:
   Departure: lower bounds of the losses are 0, and the shared gradient is not clipped (put `optax.clip_by_global_norm`
   in the optimiser for that).
 
+  Needs: losses > 0; a second forward pass.
+  Helps: many tasks: equal relative progress without task gradients.
+  Breaks: losses whose least value is far from 0; too much weight_decay misses the front.
+
   References: Liu et al., FAMO: Fast Adaptive Multitask Optimization, 2023, https://arxiv.org/abs/2306.03792
 
   >>> from mtljax import balancing

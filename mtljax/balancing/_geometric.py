@@ -14,6 +14,10 @@ def geometric() -> Balancer:
   Returns:
     A balancer of level losses, for losses > 0.
 
+  Needs: losses > 0.
+  Helps: losses in different units: constant factors turn nothing.
+  Breaks: a loss that reaches 0 takes all weight and stops the others.
+
   References: Chennupati et al., MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
   Learning, 2019, https://arxiv.org/abs/1904.08492
 
@@ -36,6 +40,10 @@ def scale_invariant() -> Balancer:
 
   Returns:
     A balancer of level losses, for losses > 0.
+
+  Needs: losses > 0.
+  Helps: losses in different units: constant factors drop out.
+  Breaks: a nearly solved task gets the largest weight.
 
   References: Navon et al., Multi-Task Learning as a Bargaining Game, 2022, https://arxiv.org/abs/2202.01017 (baseline)
 

@@ -30,6 +30,10 @@ def go4align(groups: int = 2, step_size: float = 1e-4) -> Balancer:
 
   Departure: the clusters are the optimal ones (numbers on a line, dynamic programming), not those of a random start.
 
+  Needs: losses > 0; the number of groups.
+  Helps: many tasks that fall into a few groups.
+  Breaks: one group is equal weighting; a loss near 0 takes most weight.
+
   References: Shen et al., GO4Align: Group Optimization for Multi-Task Alignment, 2024,
   https://arxiv.org/abs/2404.06486
 

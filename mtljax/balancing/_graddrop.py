@@ -22,6 +22,10 @@ def graddrop(leak: float = 0.0) -> Balancer:
   Departure: acts on the gradients of the shared parameters, where the paper acts on those of the activations.
   Columns that are all zero give 0.
 
+  Needs: a random draw a parameter.
+  Helps: conflicts parameter by parameter; acts as regularisation.
+  Breaks: noise grows with conflict; the larger gradient wins most draws.
+
   References: Chen et al., Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout, 2020,
   https://arxiv.org/abs/2010.06808
 

@@ -35,6 +35,10 @@ def gradnorm(alpha: float = 1.5, optimizer: optax.GradientTransformation | None 
   Departure: softmax in place of renormalised weights; norms over all shared parameters, not the last shared layer
   (`at='features'` comes nearer to the paper); l_first is the loss of the first batch.
 
+  Needs: losses > 0; a tuned alpha.
+  Helps: gradients of unlike norm; tasks that learn at different speeds.
+  Breaks: an odd first batch sets the reference; slow with a small rate.
+
   References: Chen et al., GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks,
   2018, https://arxiv.org/abs/1711.02257
 

@@ -23,6 +23,10 @@ def gradvac(beta: float = 0.01) -> Balancer:
 
   Departure: one group of parameters (all that are shared). A zero gradient is left alone and counts as cosine 0.
 
+  Needs: a random order a step; T x T targets in the state.
+  Helps: related tasks (languages): aligns even where nothing conflicts.
+  Breaks: unrelated tasks are bent towards each other; norms stay unequal.
+
   References: Wang et al., Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
   Multilingual Models, 2021, https://arxiv.org/abs/2010.05874
 

@@ -29,6 +29,10 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Balancer:
   Returns:
     A balancer of level losses.
 
+  Needs: losses > 0.
+  Helps: losses in different units, brought to 1 smoothly.
+  Breaks: a loss that reaches 0: its weight grows without bound; slow with a small rate.
+
   References: Liu et al., Towards Impartial Multi-task Learning, 2021, https://openreview.net/forum?id=IMPnRXEWpvr
 
   >>> from mtljax import balancing
@@ -56,6 +60,10 @@ def imtl_g() -> Balancer:
   Departure: solved on unit rows, so that the scale of the gradients does not matter. Linearly dependent rows admit no
   solution in general; the least-squares one is taken (eigenvalues below 4 T eps of the largest count as 0).
 
+  Needs: gradients that are linearly independent.
+  Helps: gradients of very different norm: each has the same say.
+  Breaks: opposed or nearly dependent gradients: large or negative weights.
+
   References: Liu et al., Towards Impartial Multi-task Learning, 2021, https://openreview.net/forum?id=IMPnRXEWpvr
 
   >>> from mtljax import balancing
@@ -77,6 +85,10 @@ def imtl(optimizer: optax.GradientTransformation | None = None) -> Balancer:
     A balancer of level gramian.
 
   Departure: heads are not scaled by exp(s_t): at this level they get their own gradients.
+
+  Needs: losses > 0; gradients that are linearly independent.
+  Helps: scales of losses and of gradients at once.
+  Breaks: opposed or nearly dependent gradients: large or negative weights.
 
   References: Liu et al., Towards Impartial Multi-task Learning, 2021, https://openreview.net/forum?id=IMPnRXEWpvr
 

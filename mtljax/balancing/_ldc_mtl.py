@@ -33,6 +33,10 @@ def ldc_mtl(penalty: float = 0.1, optimizer: optax.GradientTransformation | None
   Departure: one logit per task in place of a router network on the features (as the authors do for many tasks), and
   losses are not normalised beforehand.
 
+  Needs: losses on one scale.
+  Helps: keeps weighted losses together for the price of one backward pass.
+  Breaks: losses of unlike scale; the order of the tasks matters.
+
   References: Xiao et al., LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control, 2025,
   https://arxiv.org/abs/2502.08585
 

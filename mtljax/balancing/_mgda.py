@@ -22,6 +22,10 @@ def mgda(normalize: str = 'none') -> Balancer:
   Returns:
     A balancer of level gramian. The minimum is exact, by an active set, not Frank-Wolfe.
 
+  Needs: gradients of like norm, or normalize.
+  Helps: no task gets worse; ends where none can improve without another losing.
+  Breaks: the smallest gradient dictates: a solved task, or a zero gradient, stops all.
+
   References: Desideri, Multiple-gradient descent algorithm (MGDA), 2012; Sener and Koltun, Multi-Task Learning as
   Multi-Objective Optimization, 2018, https://arxiv.org/abs/1810.04650
 

@@ -35,6 +35,10 @@ def moco(
 
   Departure: loss times unit gradient, and a softmax for the projection onto the simplex, as in the authors' code.
 
+  Needs: T copies of the trunk in the state.
+  Helps: as mgda, with small batches: tracking takes the bias of noise away.
+  Breaks: five step sizes and decays to tune; rows scale with the losses.
+
   References: Fernando et al., Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach,
   2023, https://openreview.net/forum?id=dLAYGdKTi2
 

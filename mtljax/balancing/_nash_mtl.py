@@ -25,6 +25,10 @@ def nash_mtl(max_norm: float | None = 1.0, update_every: int = 1) -> Balancer:
   stops short when gradients are small or of unequal scale. Where no direction improves all tasks there is no solution;
   the weights are then large, and the direction nearly stationary. A zero gradient gets weight 0.
 
+  Needs: linearly independent gradients.
+  Helps: losses of very different scale: the direction does not depend on it.
+  Breaks: near stationary points weights grow; max_norm holds them.
+
   References: Navon et al., Multi-Task Learning as a Bargaining Game, 2022, https://arxiv.org/abs/2202.01017
 
   >>> from mtljax import balancing

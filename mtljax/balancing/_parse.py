@@ -5,6 +5,9 @@ import difflib
 import inspect
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from mtljax.base import Balancer, InputError
 
 
@@ -29,6 +32,44 @@ def parse(text: str, **context: Any) -> Balancer:
   except (SyntaxError, ValueError, AttributeError):
     raise InputError(f'balancer: found {text!r}, expected a name or a call such as "cagrad(c=0.2)".') from None
   return _build(node, text, context)
+
+
+def parse_names(text: str, tasks: int, **context: Any) -> tuple[list[str], list[str]]:
+  """Balancers in a list separated by commas; 'all' stands for every method that can be called by its name alone.
+
+  Args:
+    text: names and calls as for `parse`, and 'all'.
+    tasks: T; a method that is not defined for so many is not among 'all'.
+    **context: as for `parse`.
+
+  Returns:
+    What `parse` takes, and a sentence for each method that 'all' left out.
+
+  >>> parse_names('equal, cagrad(c=0.2), ema(mgda(), decay=0.5)', 2)[0]
+  ['equal', 'cagrad(c=0.2)', 'ema(mgda(), decay=0.5)']
+  """
+  from mtljax.balancing import METHODS, aggregate
+
+  parts, depth, others = [''], 0, []
+  for letter in text:
+    depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and depth == 0:
+      parts.append('')
+    else:
+      parts[-1] += letter
+  names = [part.strip() for part in parts if part.strip()]
+  if 'all' not in names:
+    return names, others
+  fits = []
+  for name in METHODS:
+    try:
+      balancer = parse(name, **context)
+      jax.eval_shape(lambda J, b=balancer: aggregate(b, J).direction, jax.ShapeDtypeStruct((tasks, 3), jnp.float32))
+      fits.append(name)
+    except InputError as error:
+      others.append(str(error))
+  where = names.index('all')
+  return list(dict.fromkeys([*names[:where], *fits, *names[where + 1 :]])), others
 
 
 def _build(node: ast.expr, text: str, context: dict[str, Any]) -> Balancer:

@@ -33,6 +33,10 @@ def pcd(primary: int = 0, tau: float = 0.02, beta: float = 0.999) -> Balancer:
 
   Departure: no epsilon beside the squared norms.
 
+  Needs: a primary task.
+  Helps: one main task with others that must keep improving.
+  Breaks: opposed tasks: constraints that cannot all be met; a zero primary gradient stops all.
+
   References: arXiv 2606.29521, 2026, https://arxiv.org/abs/2606.29521
 
   >>> from mtljax import balancing

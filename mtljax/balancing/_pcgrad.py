@@ -28,6 +28,10 @@ def pcgrad() -> Balancer:
 
   Departure: no absolute epsilon; a zero row opposes nothing.
 
+  Needs: a random order a step; no options.
+  Helps: strong conflicts between a few tasks.
+  Breaks: conflicts may remain with T > 2; without conflict it is equal weighting.
+
   References: Yu et al., Gradient Surgery for Multi-Task Learning, 2020, https://arxiv.org/abs/2001.06782
 
   >>> from mtljax import balancing

@@ -25,6 +25,10 @@ def pivrg(bound: float = 2.0, min_temperature: float = 10.0) -> Balancer:
 
   Departure: Newton for the authors' least squares; the direction is neither multiplied by T nor clipped.
 
+  Needs: `scores`: how far behind single-task runs, from evaluations.
+  Helps: tasks that stay behind their single-task models.
+  Breaks: without scores it is fairgrad(2); the direction grows as gradients vanish: clip it.
+
   References: Qin et al., Revisiting Fairness in Multitask Learning: A Performance-Driven Approach for Variance
   Reduction, 2025, https://openaccess.thecvf.com/content/CVPR2025/papers/Qin_Revisiting_Fairness_in_Multitask_Learning_A_Performance-Driven_Approach_for_Variance_CVPR_2025_paper.pdf
 

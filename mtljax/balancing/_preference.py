@@ -22,6 +22,10 @@ def cosmos(preference: Any = None, penalty: float = 1.0) -> Balancer:
 
   Departure: the objective only; feeding the preference to the network is the user's affair.
 
+  Needs: a preference; losses on one scale.
+  Helps: a trade-off near a given ray.
+  Breaks: large penalty: negative weights, some loss is pushed up.
+
   References: Ruchte and Grabocka, Scalable Pareto Front Approximation for Deep Multi-Objective Learning, 2021,
   https://arxiv.org/abs/2103.13392
 
@@ -57,6 +61,10 @@ def pbi(preference: Any = None, theta: float = 5.0) -> Balancer:
 
   Returns:
     A balancer of level losses. Weights may be negative.
+
+  Needs: a preference; losses on one scale.
+  Helps: the point of the front on a given ray, also where it is not convex.
+  Breaks: large theta: negative weights, some loss is pushed up.
 
   References: Zhang and Li, MOEA/D: A Multiobjective Evolutionary Algorithm Based on Decomposition, 2007,
   https://doi.org/10.1109/TEVC.2007.892759

@@ -15,6 +15,10 @@ def rlw() -> Balancer:
   Returns:
     A balancer of level losses. Extra: `normal` f[T], in place of the draw.
 
+  Needs: a random draw a step.
+  Helps: litmus test: a method that does not beat it gains nothing by its weights.
+  Breaks: adds noise; scales of losses stay as they are.
+
   References: Lin et al., Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning, 2022,
   https://arxiv.org/abs/2111.10603
 

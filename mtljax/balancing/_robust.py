@@ -25,6 +25,10 @@ def krum(n_byzantine: int = 1, n_selected: int = 1) -> Balancer:
 
   Departure: distances, not squared.
 
+  Needs: T >= n_byzantine + 3.
+  Helps: a few tasks whose gradients are plainly wrong.
+  Breaks: as balancing: all but n_selected tasks are ignored.
+
   References: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
   https://papers.nips.cc/paper/6617-machine-learning-with-adversaries-byzantine-tolerant-gradient-descent
 
@@ -62,6 +66,10 @@ def trimmed_mean(trim_number: int = 1) -> Balancer:
 
   Returns:
     A balancer of level jacobian. Made for T > 2 trim_number; with fewer tasks as many are dropped as leave one.
+
+  Needs: T > 2 trim_number.
+  Helps: a few tasks whose gradients are plainly wrong.
+  Breaks: as balancing: what only one task wants is cut away.
 
   References: Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, 2018,
   https://arxiv.org/abs/1803.01498

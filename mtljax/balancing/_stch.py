@@ -20,6 +20,10 @@ def stch(mu: float = 1.0, reference: Any = None) -> Balancer:
   Returns:
     A balancer of level losses.
 
+  Needs: losses on one scale; ideal losses where known.
+  Helps: the worst task counts; reaches non-convex parts of the front.
+  Breaks: losses of unlike scale: the largest takes all, more so with small mu.
+
   References: Lin et al., Smooth Tchebycheff Scalarization for Multi-Objective Optimization, 2024,
   https://arxiv.org/abs/2402.19078
 
@@ -63,6 +67,10 @@ def stch_nadir(mu: float = 1.0, warmup_steps: int = 400) -> Balancer:
     as nadir.
 
   Departure: the form of LibMTL, with steps for epochs.
+
+  Needs: losses > 0; a warm-up.
+  Helps: the worst task, relative to its own start, counts.
+  Breaks: an odd warm-up stays for the whole run; losses near 0.
 
   References: Lin et al., Smooth Tchebycheff Scalarization for Multi-Objective Optimization, 2024,
   https://arxiv.org/abs/2402.19078

@@ -30,6 +30,10 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None) -> Balanc
 
   Departure: s has an optimiser of its own, not the model's. The objective has no lower bound where a loss reaches 0.
 
+  Needs: losses > 0 that read as log-likelihoods.
+  Helps: losses of different scale or noise, at no cost.
+  Breaks: a loss that reaches 0: its weight grows without bound; slow with a small rate.
+
   References: Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses, 2018,
   https://arxiv.org/abs/1705.07115
 

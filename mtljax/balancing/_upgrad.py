@@ -21,6 +21,10 @@ def upgrad(preference: Any = None, regularization: float = 1e-4) -> Balancer:
   Returns:
     A balancer of level gramian. Exact, by T active sets in one batch.
 
+  Needs: nothing to tune.
+  Helps: no task gets worse, and larger gradients keep their larger say.
+  Breaks: nearly opposed gradients: short steps; gradients of unlike norm.
+
   References: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, 2024, https://arxiv.org/abs/2406.16232
 
   >>> from mtljax import balancing
@@ -42,6 +46,10 @@ def dualproj(preference: Any = None, regularization: float = 1e-4) -> Balancer:
 
   Returns:
     A balancer of level gramian. Exact, by an active set.
+
+  Needs: nothing to tune.
+  Helps: as upgrad, nearer to the mean gradient and cheaper.
+  Breaks: small gradients are protected, hardly promoted; nearly opposed ones: short steps.
 
   References: Lopez-Paz and Ranzato, Gradient Episodic Memory for Continual Learning, 2017,
   https://arxiv.org/abs/1706.08840

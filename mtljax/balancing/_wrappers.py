@@ -24,6 +24,10 @@ def log_losses(inner: Balancer) -> Balancer:
   Returns:
     A balancer of the same level, for losses > 0.
 
+  Needs: losses > 0.
+  Helps: units drop out, for any method.
+  Breaks: a nearly solved task gets the largest gradient.
+
   References: Navon et al., Multi-Task Learning as a Bargaining Game, 2022, https://arxiv.org/abs/2202.01017
 
   >>> from mtljax import balancing
@@ -62,6 +66,10 @@ def normalized(inner: Balancer) -> Balancer:
   Returns:
     A balancer of the same level.
 
+  Needs: an inner method on gradients.
+  Helps: norms drop out, for any method.
+  Breaks: a solved task: the noise of its gradient counts in full.
+
   >>> from mtljax import balancing
   >>> print(balancing.aggregate(balancing.normalized(balancing.mgda()), jnp.array([[4.0, 0.0], [0.0, 2.0]])).weights)
   [0.125 0.25 ]
@@ -99,6 +107,10 @@ def ema(inner: Balancer, decay: float = 0.9) -> Balancer:
 
   Returns:
     A balancer of the same level.
+
+  Needs: an inner method with weights.
+  Helps: weights that jump from batch to batch.
+  Breaks: lags; what the inner method promises for a step is lost.
 
   References: Zhou et al., On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond, 2022,
   https://proceedings.neurips.cc/paper_files/paper/2022/file/f91bd64a3620aad8e70a27ad9cb3ca57-Paper-Conference.pdf
@@ -145,6 +157,10 @@ def every(inner: Balancer, k: int = 10) -> Balancer:
   Returns:
     A balancer of the same level.
 
+  Needs: an inner method with weights.
+  Helps: a solver that is slow against the step (many tasks, small trunk).
+  Breaks: weights are up to k steps old; backward passes stay.
+
   >>> from mtljax import balancing
   >>> print(balancing.aggregate(balancing.every(balancing.equal(), k=4), jnp.eye(2)).weights)
   [1. 1.]
@@ -186,6 +202,10 @@ def warmup(inner: Balancer, steps: int = 100) -> Balancer:
 
   Returns:
     A balancer of the same level.
+
+  Needs: any inner method.
+  Helps: methods that take their reference from the first steps.
+  Breaks: the direction may change length where it ends.
 
   >>> from mtljax import balancing
   >>> print(balancing.aggregate(balancing.warmup(balancing.mgda(), steps=5), jnp.eye(2)).weights)

@@ -9,9 +9,16 @@ import pytest
 from balancing_asserts import aggregate
 
 from mtljax import balancing as b
-from mtljax.base import Balancer, InputError
+from mtljax.base import LEVELS, Balancer, InputError
 
 J = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+
+
+def update_modo(statistic):
+  balancer = b.modo()
+  more = dict(losses=jnp.ones(2), present=jnp.ones(2, bool), key=jax.random.key(0), step=0)
+  return balancer.update(statistic, balancer.init(J), **more)
+
 
 BAD = {  # a call -> what its error names
   'cagrad c': (lambda: b.cagrad(c=-0.1), 'cagrad: c is -0.1'),
@@ -37,10 +44,30 @@ BAD = {  # a call -> what its error names
   'pcd': (lambda: b.pcd(primary=-1), 'primary is -1'),
   'krum': (lambda: b.krum(n_selected=0), 'n_selected is 0'),
   'pivrg': (lambda: b.pivrg(bound=1.0), 'bound is 1.0'),
+  'conicgrad': (lambda: b.conicgrad(c=1.5), 'conicgrad: c is 1.5'),
+  'modo': (lambda: b.modo(gamma=-1.0), 'modo: gamma is -1.0'),
+  'modo rho': (lambda: b.modo(rho='small'), "modo: rho is 'small'"),
+  'sdmgrad lam': (lambda: b.sdmgrad(lam=-0.1), 'sdmgrad: lam is -0.1'),
+  'sdmgrad steps': (lambda: b.sdmgrad(steps=0), 'sdmgrad: steps is 0'),
+  'sdmgrad rate': (lambda: b.sdmgrad(learning_rate=float('inf')), 'learning_rate is inf'),
+  'sdmgrad momentum': (lambda: b.sdmgrad(momentum=1.0), 'momentum is 1.0'),
+  'auto_lambda': (lambda: b.auto_lambda(inner_lr=0.0), 'auto_lambda: inner_lr is 0.0'),
+  'auto_lambda primary': (lambda: b.auto_lambda(primary=(1.0, -1.0)), r'auto_lambda: primary is \(1.0, -1.0\)'),
+  'auto_lambda initial': (lambda: b.auto_lambda(initial=None), 'initial is None'),
+  'moml': (lambda: b.moml(inner_lr=-1.0), 'moml: inner_lr is -1.0'),
+  'forum': (lambda: b.forum(rho=0.0), 'forum: rho is 0.0'),
+  'forum rate': (lambda: b.forum(inner_lr=0.0), 'forum: inner_lr is 0.0'),
+  'forum steps': (lambda: b.forum(inner_steps=2.5), 'forum: inner_steps is 2.5'),
+  'forum decay': (lambda: b.forum(decay=-1.0), 'forum: decay is -1.0'),
   'constant': (lambda: b.constant((1.0, float('inf'))), 'constant: weights'),
   'ema level': (lambda: b.ema(b.graddrop()), "level 'jacobian'"),
   'normalized level': (lambda: b.normalized(b.equal()), "level 'losses'"),
   'ema of nothing': (lambda: b.ema(0.9), 'expected a Balancer'),
+  'log_losses oracle': (lambda: b.log_losses(b.modo()), "log_losses: found a balancer of level 'oracle'"),
+  'normalized oracle': (lambda: b.normalized(b.sdmgrad()), "normalized: found a balancer of level 'oracle'"),
+  'ema oracle': (lambda: b.ema(b.auto_lambda()), "ema: found a balancer of level 'oracle'"),
+  'every oracle': (lambda: b.every(b.moml()), "every: found a balancer of level 'oracle'"),
+  'warmup oracle': (lambda: b.warmup(b.forum()), "warmup: found a balancer of level 'oracle'"),
   'every': (lambda: b.every(b.mgda(), k=0), 'k is 0'),
   'warmup': (lambda: b.warmup(b.mgda(), steps=-1), 'steps is -1'),
   'too many weights': (lambda: b.aggregate(b.constant((1.0, 2.0, 3.0)), J), r'constant: weights: found shape \(3,\)'),
@@ -54,7 +81,9 @@ BAD = {  # a call -> what its error names
   'present': (lambda: b.aggregate(b.equal(), J, present=jnp.ones(1, bool)), r'present: found shape \(1,\)'),
   'ragged': (lambda: b.aggregate(b.equal(), {'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 3))}), 'expected leaves'),
   'no balancer': (lambda: b.aggregate('mgda', J), "found 'mgda', expected a Balancer"),
-  'oracle': (lambda: b.aggregate(Balancer(None, None, 'oracle'), J), "level 'oracle'"),
+  'too many primaries': (lambda: b.aggregate(b.auto_lambda((1.0,) * 3), J), r'primary: found shape \(3,\)'),
+  'level': (lambda: b.aggregate(Balancer(None, None, 'feature'), J), "level 'feature', expected one of.*'oracle'"),
+  'no oracle': (lambda: update_modo(J), 'statistic: found ArrayImpl, expected a function at level oracle'),
   'statistic': (lambda: b.mgda().init(jnp.ones((2, 3))), r'found shape \(2, 3\), expected f\[T, T\]'),
 }
 
@@ -89,7 +118,7 @@ def test_parse_needs_no_arguments(name):
   if 'inner' in inspect.signature(b.METHODS[name]).parameters:
     text = f'{name}(mgda)'
   balancer = b.parse(text, steps_per_epoch=3)
-  assert isinstance(balancer, Balancer) and balancer.level in ('losses', 'gramian', 'jacobian')
+  assert isinstance(balancer, Balancer) and balancer.level in LEVELS
 
 
 PARSED = {  # text -> direction for J = diag(2, 4), losses (1, 2)
@@ -99,6 +128,8 @@ PARSED = {  # text -> direction for J = diag(2, 4), losses (1, 2)
   'nash_mtl(max_norm=None)': (1, 1),
   'ema(log_losses(equal()), decay=0.9)': (2, 2),
   'normalized(krum(0, n_selected=2))': (0.5, 0.5),
+  'modo(gamma=0.0)': (1, 2),
+  'auto_lambda(primary=(1, 0), initial=0.5)': (1.0002, 2),
 }
 
 

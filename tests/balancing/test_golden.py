@@ -44,6 +44,7 @@ WEIGHTS = {  # balancer, J, losses, extras, weights
   'normalized': (b.normalized(b.mgda()), ((4.0, 0.0), (0.0, 2.0)), (1.0, 1.0), {}, (1 / 8, 1 / 4)),
 }
 
+_S = 1 / (1 + np.exp(-(0.5**0.5)))  # both rows of the upper level are along (-1, 1): logits +-0.5 / sqrt 2
 DIRECTIONS = {  # balancer, J, losses, extras, direction
   'pcgrad': (b.pcgrad(), CONFLICT, (1.0, 1.0), {}, (0.5, 1.5)),
   'pcgrad-order': (
@@ -77,6 +78,18 @@ DIRECTIONS = {  # balancer, J, losses, extras, direction
   'excess_mtl': (b.excess_mtl(), ((2.0, 0.0), (0.0, 8.0)), (1.0, 1.0), {}, (1, 4)),
   'trimmed_mean': (b.trimmed_mean(), ((0.0,), (9.0,), (1.0,), (3.0,)), (1.0,) * 4, {}, (2,)),
   'config_momentum': (b.config_momentum(), DIAGONAL, (1.0, 1.0), {'step': 1}, (0, 1)),
+  'conicgrad': (b.conicgrad(c=0.8), DIAGONAL, (1.0, 1.0), {}, (0.9, 1.3)),  # (1.5, 0.5) turned by arccos 0.8
+  'conicgrad-mgda': (b.conicgrad(c=0.5), DIAGONAL, (1.0, 1.0), {}, (0.5, 1.5)),
+  'conicgrad-mean': (b.conicgrad(c=1.0), DIAGONAL, (1.0, 1.0), {}, (1.5, 0.5)),
+  'modo': (b.modo(gamma=0.125, rho=0.0), ((2.0, 0.0), (0.0, 1.0)), (1.0, 1.0), {}, (0.8125, 0.59375)),
+  'modo-corner': (b.modo(gamma=1.0), ((2.0, 0.0), (0.0, 1.0)), (1.0, 1.0), {}, (0, 1)),
+  # A = diag(4, 1) / 1.5^2, w = (1 - 0.1 A) / 2 projected: (7, 8) / 15
+  'sdmgrad': (b.sdmgrad(0.0, 1, 0.1, 0.0), ((2.0, 0.0), (0.0, 1.0)), (1.0, 1.0), {}, (14 / 15, 8 / 15)),
+  'sdmgrad-mean': (b.sdmgrad(1e6), DIAGONAL, (1.0, 1.0), {}, (1.5, 0.5)),
+  'auto_lambda': (b.auto_lambda((1.0, 0.0), optimizer=optax.sgd(1.0)), DIAGONAL, (1.0, 1.0), {}, (3.0, 0.1)),
+  'moml': (b.moml(optimizer=optax.sgd(0.5)), ((2.0, 0.0), (1.0, 0.5)), (1.0, 1.0), {}, (1 + _S, 0.5 - 0.5 * _S)),
+  'forum': (b.forum(), ((3.0, 0.0), (0.0, 4.0)), (1.0, 1.0), {}, (0.5, 0.5)),
+  'forum-binding': (b.forum(rho=1.0), ((3.0, 4.0),), (1.0,), {}, (3, 4)),  # nu = 1 - 5 / 25
   'bloop': (b.bloop(strength=0.5), ((2.0, 0.0), (-7.0, 8.0)), (1.0, 1.0), {}, (2, 4)),
 }
 # one call: y = unit rows (1 - beta k^-.5 = .75 of 0 stays), so y_t = l_t / 4 and the push is y_t^2 / 2
