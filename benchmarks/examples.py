@@ -2,9 +2,9 @@
 
   python benchmarks/examples.py
 
-An MLP of 4 x 512 on 128 inputs, two tasks. `factors` is `objectives='examples'`; `rows` builds the per-example gradients
-with `vmap(grad)` and multiplies them out, as one would by hand; both end with the same mgda and the same Adam. Times are
-relative to the plain step, alternately in one run; memory is what the compiler reserves for temporaries.
+An MLP of 4 x 512 on 128 inputs, two tasks. `factors` is `objectives='examples'`; `rows` builds the per-example
+gradients with `vmap(grad)` and multiplies them out, as one would by hand; both end with the same mgda and Adam. Times
+are relative to the plain step, alternately in one run; memory is what the compiler reserves for temporaries.
 """
 
 import argparse

@@ -173,6 +173,107 @@ CASES = {
     stochastic=True,
     stateful=True,
   ),
+  'mmoe-stateful': Case(
+    lambda: sharing.mmoe(
+      trunks.MLP((8,), batch_norm=True, dropout=0.3), {'a': heads.classify(3, hidden=(8,)), 'b': Gated()}, num_experts=3
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (3,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'cgc-mixed': Case(
+    lambda: sharing.cgc(
+      shared=[pair(8), NnxTrunk],
+      own=NnxTrunk,
+      heads={'a': nn.Dense(2), 'b': pair(3)},
+      gates={'a': None, 'b': trunks.MLP((8, 4), dropout=0.2)},
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'ple-three-levels': Case(
+    lambda: sharing.ple(
+      [trunks.MLP((8,), batch_norm=True, dropout=0.3), nn.Dense(6), pair(7)],
+      [pair(8), counting_module(6), nn.Dense(7)],
+      {'a': nn.Dense(2), 'b': nn.Dense(3)},
+      num_shared=2,
+      num_own=1,
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'dselect_k-bf16': Case(
+    lambda: sharing.dselect_k(
+      trunks.MLP((8,), dtype=jnp.bfloat16),
+      {'a': heads.classify(3, hidden=(8,), dtype=jnp.bfloat16), 'b': heads.multilabel(2)},
+      num_experts=5,
+      gamma=4.0,
+    ),
+    inputs=same((2, 3), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    rtol=5e-2,
+  ),
+  'soft-stateful': Case(
+    lambda: sharing.soft(
+      trunks.MLP((8,), batch_norm=True, dropout=0.3), {'b': nn.Dense(3), 'a': nn.Dense(2)}, penalty='trace'
+    ),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (3,), 'a': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'cross_stitch-stems': Case(
+    lambda: sharing.cross_stitch(
+      [counting_module(6), pair(8)],
+      {'text': nn.Dense(2), 'numbers': pair(3)},
+      channelwise=True,
+      stems={'text': Tokens(), 'numbers': trunks.MLP((5,), dropout=0.3)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'cross_stitch-mlp': Case(
+    lambda: sharing.cross_stitch(
+      trunks.MLP((8, 8), batch_norm=True, dropout=0.3), {'b': nn.Dense(3), 'a': nn.Dense(2)}
+    ),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (3,), 'a': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'sluice-mixed': Case(
+    lambda: sharing.sluice(
+      [pair(8), functools.partial(nnx.Linear, 8, 8), nn.Dense(8)], {'a': Gated(), 'b': pair(2)}, cuts=(0, 2)
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    stochastic=True,
+  ),
+  'nddr-lenet-bf16': Case(
+    lambda: sharing.nddr(
+      trunks.LeNet((4,), hidden=8, kernel_size=3, dtype=jnp.bfloat16),
+      {'a': heads.classify(3, hidden=(8,), dtype=jnp.bfloat16), 'b': heads.multilabel(2)},
+    ),
+    inputs=same((6, 7), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    stateful=True,
+    rtol=5e-2,
+  ),
+  'mtan-lenet': Case(
+    lambda: sharing.mtan(
+      trunks.LeNet((4, 4), hidden=8, kernel_size=3), {'a': nn.Dense(2), 'b': nn.Dense(3)}, reduction=1
+    ),
+    inputs=same((6, 7), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stateful=True,
+  ),
 }
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mtljax.base import InputError
 from mtljax.trunks.batch_norm import BatchNorm
 from mtljax.trunks.conv import Conv, max_pool
-from mtljax.trunks.mlp import check_widths
+from mtljax.trunks.mlp import MLP, check_widths
 
 
 class LeNet(nn.Module):
@@ -17,12 +17,14 @@ class LeNet(nn.Module):
 
   Attributes:
     features: channels of every convolution; each halves the image.
-    hidden: width of the dense layer, the size of the features.
+    hidden: width of the dense layer, the size of the features; None leaves it out, and the features are images.
     kernel_size: of every convolution, padded to keep the size of the image.
     batch_norm: `BatchNorm` after every convolution.
     dropout: rate, after the dense layer.
     impl: of the convolutions, see `Conv`.
     dtype: of the computation (jnp.bfloat16); parameters are float32.
+    stages: {'conv_0': ..., 'dense': ...}, a LeNet of one convolution each and an `MLP`, which one after another are the
+      LeNet.
 
   Reference: LeCun, Bottou, Bengio & Haffner, Gradient-Based Learning Applied to Document Recognition (1998),
   https://doi.org/10.1109/5.726791. Departs from it: ReLU and max pooling, as in MultiMNIST (Sener & Koltun 2018,
@@ -30,7 +32,7 @@ class LeNet(nn.Module):
   """
 
   features: Sequence[int] = (16, 32)
-  hidden: int = 64
+  hidden: int | None = 64
   kernel_size: int = 5
   activation: Callable = nn.relu
   batch_norm: bool = False
@@ -38,9 +40,17 @@ class LeNet(nn.Module):
   impl: Literal['auto', 'lax', 'im2col'] = 'auto'
   dtype: Any = None
 
+  @property
+  def stages(self) -> dict[str, nn.Module]:
+    check_widths('LeNet: features', self.features)
+    stages = {f'conv_{i}': self.clone(features=(width,), hidden=None) for i, width in enumerate(self.features)}
+    if self.hidden is not None:
+      stages['dense'] = MLP((self.hidden,), self.activation, dropout=self.dropout, dtype=self.dtype, parent=None)
+    return stages
+
   @nn.compact
   def __call__(self, x, train: bool = False):
-    """f[B, H, W] or f[B, H, W, C] -> f[B, hidden]."""
+    """f[B, H, W] or f[B, H, W, C] -> f[B, hidden] (f[B, h, w, features[-1]] without a dense layer)."""
     check_widths('LeNet: features', self.features)
     if x.ndim not in (3, 4) or not jnp.issubdtype(x.dtype, jnp.floating):
       raise InputError(f'LeNet: inputs are {x.dtype}{list(x.shape)}, expected floats [B, H, W] or [B, H, W, C].')
@@ -55,5 +65,7 @@ class LeNet(nn.Module):
       if self.batch_norm:
         x = BatchNorm(dtype=self.dtype)(x, train)
       x = max_pool(self.activation(x))
+    if self.hidden is None:
+      return x
     x = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
     return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x

@@ -25,6 +25,7 @@ class MLP(nn.Module):
     batch_norm: `BatchNorm` between a layer and its activation.
     dropout: rate, after every activation.
     dtype: of the computation (jnp.bfloat16); parameters are float32.
+    stages: {'layer_0': MLP((features[0],)), ...}, which one after another are the MLP.
   """
 
   features: Sequence[int]
@@ -32,6 +33,11 @@ class MLP(nn.Module):
   batch_norm: bool = False
   dropout: float = 0.0
   dtype: Any = None
+
+  @property
+  def stages(self) -> dict[str, nn.Module]:
+    check_widths('MLP: features', self.features)
+    return {f'layer_{index}': self.clone(features=(width,)) for index, width in enumerate(self.features)}
 
   @nn.compact
   def __call__(self, x, train: bool = False):
