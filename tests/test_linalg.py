@@ -1,15 +1,14 @@
 """The Jacobian as a pytree, and the small exact problems against scipy, over sizes, scales and dtypes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
+import solver_oracles
 from balancing_asserts import CHEAP
+from solver_oracles import DEPENDENT, REGULARIZATION, jacobians
 
-from mtljax import linalg
+from mtljax import balancing, linalg
 from mtljax.base import InputError
 
 DTYPES = ('float32', 'float64')
@@ -32,21 +31,6 @@ def precision(request):
     yield
 
 
-@functools.cache
-def jacobians(T):
-  """f[7, T, P]: plain, shared direction, nearly cancelling, more tasks than dimensions, scaled rows, tiny, huge."""
-  rng = np.random.default_rng(T)
-  P = 2 * T + 1
-  J = rng.normal(size=(7, T, P))
-  J[1] += 0.5 * rng.normal(size=P)
-  J[2] -= 0.8 * J[2].mean(0)
-  J[3] = np.pad(rng.normal(size=(T, max(2, T // 2))) + 0.5, ((0, 0), (0, P - max(2, T // 2))))
-  J[4] *= 10.0 ** rng.uniform(-3, 3, size=(T, 1))
-  J[5] *= 1e-8
-  J[6] *= 1e8
-  return np.float64(np.float32(J))
-
-
 def solve(function, T, dtype):
   """A solver on every Jacobian: f[7, ...] in double precision."""
   run = jax.jit(lambda J: function(linalg.gramian(J), jnp.ones(T, bool)), compiler_options=CHEAP)
@@ -66,24 +50,17 @@ def test_min_norm_is_that_of_scipy(T, dtype):
   weights = solve(linalg.min_norm, T, dtype)
   assert np.all(weights >= 0) and np.allclose(weights.sum(1), 1, atol=1e-5)
   for J, d, size in zip(jacobians(T), directions(weights, T), sizes_of(T)):
-    system = np.vstack([J.T / size, np.ones((1, T))])  # min |J'u|^2 + (1'u - 1)^2 over u >= 0 is the same ray
-    u = scipy.optimize.nnls(system, np.eye(len(system))[-1], maxiter=50 * T)[0]
-    assert np.linalg.norm(d - u / u.sum() @ J) <= TOLERANCE[dtype] * size
+    assert np.linalg.norm(d - np.float64(solver_oracles.min_norm(J))) <= TOLERANCE[dtype] * size
 
 
 @grid
 def test_cone_weights_are_those_of_scipy(T, dtype):
   def weights(G, present):
-    M = G / jnp.trace(G) + 1e-4 * jnp.eye(T, dtype=G.dtype)
+    M = G / jnp.trace(G) + REGULARIZATION * jnp.eye(T, dtype=G.dtype)
     return linalg.cone_weights(M, jnp.eye(T, dtype=G.dtype) / T, present)
 
-  def project(root, lower):
-    return lower + scipy.optimize.nnls(root, -root @ lower, maxiter=50 * T)[0]
-
   for J, w, size in zip(jacobians(T), solve(weights, T, dtype), sizes_of(T)):
-    G = J @ J.T
-    root = np.linalg.cholesky(G / np.trace(G) + 1e-4 * np.eye(T)).T
-    want = np.stack([project(root, lower) for lower in np.eye(T) / T])
+    want = np.float64(solver_oracles.cone_weights(J, np.eye(T) / T))
     assert np.linalg.norm((w - want) @ J) <= TOLERANCE[dtype] * size
 
 
@@ -99,26 +76,48 @@ def test_conflict_averse_closes_the_duality_gap(T, dtype):
   """min_t <g_t, d> on the ball is bounded by the dual value of any point of the simplex; at the optimum they meet."""
   c = 0.4
   extra = solve(lambda G, present: linalg.conflict_averse(G, jnp.asarray(c, dtype), present), T, dtype)
-  for J, w, d, size in zip(jacobians(T), extra, directions(extra, T), sizes_of(T)):
-    mean = J.mean(0)
-    radius = c * np.linalg.norm(mean)
-    point = w / w.sum() @ J
-    bound = point @ mean + radius * np.linalg.norm(point)
-    assert np.all(w >= 0)
-    assert np.linalg.norm(d) <= radius + TOLERANCE[dtype] * size
-    assert bound - np.min(J @ (mean + d)) <= TOLERANCE[dtype] * size * np.linalg.norm(mean)
+  assert np.all(extra >= 0)
+  for J, w in zip(jacobians(T), extra):
+    gap, outside = solver_oracles.conflict_averse_gap(J, w, c)
+    assert gap <= TOLERANCE[dtype] and outside <= TOLERANCE[dtype]
 
 
 @grid
 @pytest.mark.parametrize('alpha', [0.5, 1.0, 2.0])
 def test_power_fair_solves_its_equation(T, dtype, alpha):
   weights = solve(lambda G, present: linalg.power_fair(G, jnp.asarray(alpha, dtype), present), T, dtype)
-  weights, J = np.delete(weights, 3, 0), np.delete(jacobians(T), 3, 0)  # 0 in the hull: no solution
+  weights, J = np.delete(weights, DEPENDENT, 0), np.delete(jacobians(T), DEPENDENT, 0)  # 0 in the hull: no solution
   gains = np.einsum('nt,ntp,nsp->ns', weights, J, J)
   assert np.all(weights > 0)
   # the rounding of the Gramian alone turns a direction by eps times its condition; the equation in units of the whole
   lengths = np.linalg.norm(J, axis=2) * np.linalg.norm(np.einsum('nt,ntp->np', weights, J), axis=1)[:, None]
   assert np.all(np.abs(gains - weights ** (-1 / alpha)) <= TOLERANCE[dtype] * lengths)
+
+
+@pytest.mark.parametrize('alpha', [0.5, 1.0, 2.0])
+def test_the_oracle_of_power_fair_solves_its_equation(alpha):
+  """It is what benchmarks/solver_accuracy.py measures against."""
+  share = np.linspace(0.5, 1.5, 8)
+  for J in np.delete(jacobians(8), DEPENDENT, 0):
+    w, J = solver_oracles.power_fair(J, alpha, share), solver_oracles.exact(J)
+    np.testing.assert_allclose(np.float64(J @ (w @ J)), np.float64((share / w) ** (1 / alpha)), rtol=1e-10)
+
+
+@pytest.mark.parametrize('T', [2, 8])
+def test_closed_forms_are_those_of_numpy(T):
+  """Equal projections, equal angles and aligned components, in double precision."""
+  methods = {
+    'equal_projections': balancing.imtl_g(),
+    'equal_angles': balancing.config(),
+    'aligned': balancing.aligned_mtl(),
+  }
+  with jax.enable_x64(True):
+    for name, method in methods.items():
+      run = jax.jit(lambda J, method=method: balancing.aggregate(method, J).direction, compiler_options=CHEAP)
+      for J, size in zip(jacobians(T), sizes_of(T)):
+        extra = (np.finfo(np.float64).eps,) if name == 'aligned' else ()
+        want = np.float64(getattr(solver_oracles, name)(J, *extra))
+        assert np.linalg.norm(np.asarray(run(jnp.asarray(J))) - want) <= TOLERANCE['float64'] * size, name
 
 
 @both

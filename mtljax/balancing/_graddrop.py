@@ -48,10 +48,10 @@ def graddrop(leak: float = 0.0) -> Balancer:
       U = jnp.asarray(U, g.dtype)
       if U.shape != g.shape[1:]:
         raise _base.InputError(f'uniform: found shape {U.shape}, expected {g.shape[1:]}, that of the parameter.')
-      P = 0.5 * (1 + _base.divide(jnp.sum(g, axis=0), jnp.sum(jnp.abs(g), axis=0)))
+      P = 0.5 * (1 + _base.divide(_base.add_rows(g), _base.add_rows(jnp.abs(g))))
       kept = ((P > U)[None] & (g > 0)) | ((P < U)[None] & (g < 0))
       leaked = _base.expand_to(share, g.ndim).astype(g.dtype)
-      return jnp.sum((leaked + (1 - leaked) * kept) * g, axis=0)
+      return _base.add_rows((leaked + (1 - leaked) * kept) * g)
 
     return treedef.unflatten([drop(g, U) for g, U in zip(leaves, draws)]), state
 

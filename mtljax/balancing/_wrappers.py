@@ -217,7 +217,7 @@ def warmup(inner: Balancer, steps: int = 100) -> Balancer:
   def update(statistic, state, *, losses, step, **rest):
     def equally():
       if inner.level == 'jacobian':
-        return jax.tree.map(lambda g: jnp.sum(g, axis=0), statistic), state
+        return jax.tree.map(_base.add_rows, statistic), state
       return jnp.ones_like(losses), state
 
     later = lambda: inner.update(statistic, state, losses=losses, step=step, **rest)
