@@ -163,7 +163,7 @@ def _compare(argv):
     raise InputError(f'learning_rates: found {found!r}, expected numbers separated by commas.') from None
   experiment = experiment_lib.build(module, config)
   methods, others = balancing.parse_names(
-    values['balancers'], len(experiment.tasks), steps_per_epoch=experiment.train.steps_per_epoch
+    values['balancers'], len(experiment.tasks), values['at'], steps_per_epoch=experiment.train.steps_per_epoch
   )
   for reason in others:
     print(f'left out, {reason}')

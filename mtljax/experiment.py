@@ -150,9 +150,8 @@ class Run:
       call.eval_shape(self.abstract, train.indices(options.seed, 0), train.examples)
       self._step = lambda state, index: call(state, train.indices(options.seed, index), train.examples)
     else:
-      parallel.check_divisible(batch, len(jax.devices()))
-      jax.eval_shape(step, self.abstract, batch)
       compiled = parallel.compile_step(step, options.mode)
+      compiled.eval_shape(self.abstract, batch)
       self._step = lambda state, index: compiled(state, train(options.seed, index))
 
     self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))

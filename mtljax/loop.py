@@ -286,7 +286,12 @@ class _Recorder:
     self.board.write(record)
 
   def log(self, step, info):
-    self.write(rundir.record(step, info, self.run.names))
+    self.write(rundir.record(step, self._of_tasks(info), self.run.names))
+
+  def _of_tasks(self, info):
+    """Without what belongs to other objectives than tasks."""
+    plain = self.run.options.objectives == 'tasks'
+    return info if plain else info._replace(weights=None, gramian=None, norms=None)
 
   def evaluate(self, step, state, info):
     """Returns whether it is the best so far."""
@@ -294,7 +299,7 @@ class _Recorder:
     values = self.run.evaluate(state, experiment.val)
     found = score(experiment.tasks, values)
     record = {'step': step, 'val': values, 'score': found}
-    if not rundir.by_task(info.gramian, self.run.names):
+    if self._of_tasks(info).gramian is None:
       record |= rundir.angles(np.asarray(self.run.gramian(state, step)), self.run.names)
     self.write(record)
     best = found is not None and found > max(self.scores.values(), default=-math.inf)

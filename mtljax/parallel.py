@@ -70,6 +70,13 @@ class _Compiled:
     state, info = self.compiled(state.replace(key=None), self.raw, batch, extras or {})
     return state.replace(key=key), info
 
+  def eval_shape(self, state, batch):
+    """Traces a call on abstract values, to find what is wrong before anything is placed."""
+    check_divisible(batch, self.mesh.shape[data_axis(self.mesh)] if self.mesh is not None else 1)
+    raw = jax.eval_shape(jax.random.key_data, state.key)
+    compiled = self._compile(jax.random.key_impl(jax.random.key(0)))
+    return jax.eval_shape(lambda s, k, b: compiled(s, k, b, {}), state.replace(key=None), raw, batch)
+
   def _compile(self, impl):
     mesh, axis = self.mesh, None if self.mesh is None else data_axis(self.mesh)
 

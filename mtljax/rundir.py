@@ -168,7 +168,7 @@ def record(step: int, info: StepInfo, names: Sequence[str]) -> dict[str, Any]:
   """A line of metrics.jsonl: what belongs to an absent task is null, its weight 0."""
 
   def values_of(values, where=None):
-    if not by_task(values, names):
+    if values is None:
       return None
     return {n: _number(v) if where is None or where[t] else None for t, (n, v) in enumerate(zip(names, values))}
 
@@ -182,14 +182,9 @@ def record(step: int, info: StepInfo, names: Sequence[str]) -> dict[str, Any]:
   }
 
 
-def by_task(values: np.ndarray | None, names: Sequence[str]) -> bool:
-  """Whether there are values and they are those of tasks, not of other objectives."""
-  return values is not None and len(values) == len(names)
-
-
 def angles(gramian: np.ndarray | None, names: Sequence[str]) -> dict[str, Any]:
   """Gradient norms and pairwise cosines; null where a gradient is zero (an absent task)."""
-  if not by_task(gramian, names):
+  if gramian is None:
     return {'norms': None, 'cosines': None}
   norms = np.sqrt(np.diagonal(gramian))
   unit = gramian / np.where(norms > 0, norms, np.nan)[:, None] / np.where(norms > 0, norms, np.nan)[None]

@@ -201,7 +201,9 @@ def make_train_step(
         grad_norm=grad_norm,
         penalty=penalty,
         finite=finite,
-        nonfinite=jax.lax.cond(finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names)),
+        nonfinite=jax.lax.cond(
+          finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names, objectives)
+        ),
       )
       return kept.replace(key=state.key, step=new.step), info
 
@@ -224,11 +226,11 @@ def make_diagnostics(model: Model, tasks: Sequence[Task]) -> Callable[[TrainStat
   return diagnose
 
 
-def _nonfinite(out, names):
+def _nonfinite(out, names, objectives):
   """bool[T], tasks whose loss, head or row of the Jacobian is not finite."""
   wrong = [~jnp.isfinite(out.losses[t]) | ~arrays.all_finite(out.grads['tasks'][n]) for t, n in enumerate(names)]
   wrong = jnp.stack(wrong)
-  if out.gramian is not None and len(out.gramian) == len(names):
+  if out.gramian is not None and objectives == 'tasks':
     wrong |= ~jnp.isfinite(jnp.diagonal(out.gramian))
   return wrong
 

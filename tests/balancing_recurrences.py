@@ -32,17 +32,18 @@ def task_losses(theta, data, np=np, kinds=(0, 1, 2)):
   return np.stack([of[kind](z[t]) for t, kind in enumerate(kinds)])
 
 
-def make_oracle(theta, data, present, kinds=(0, 1, 2), calls=None):
-  """What the engine gives, `data` f[parts, T, 5, P]; but rows and losses of absent tasks are NaN."""
+def make_oracle(theta, data, labelled, kinds=(0, 1, 2), calls=None):
+  """What the engine gives, `data` f[parts, T, 5, P], `labelled` bool[parts, T]; rows and losses of others are NaN."""
 
   def oracle(shared_delta=None, part=0, *, weights=None):
+    present = labelled[part]
     if calls is not None:
       calls.append((part, weights is not None))
     delta = tree(jnp.zeros_like(theta)) if shared_delta is None else shared_delta
     value = lambda d: task_losses(theta + jnp.append(d['w'], d['b']), data[part], jnp, kinds)
     losses, pull = jax.vjp(value, delta)
     if weights is not None:
-      shared = pull(weights)[0]
+      shared = pull(jnp.where(present, weights, 0))[0]
     else:
       rows = jax.vmap(pull)(jnp.eye(len(losses)))[0]
       bad = jnp.where(present, 0.0, jnp.nan)
@@ -55,8 +56,10 @@ def make_oracle(theta, data, present, kinds=(0, 1, 2), calls=None):
 
 
 def update(balancer, state, theta, data, step=0, present=None, kinds=(0, 1, 2), calls=None):
-  present = jnp.ones(data.shape[1], bool) if present is None else jnp.asarray(present)
-  oracle = make_oracle(jnp.asarray(theta), jnp.asarray(data), present, kinds, calls)
+  """`present` bool[T], or bool[parts, T] where not every part has labels of every task."""
+  labelled = jnp.broadcast_to(True if present is None else jnp.asarray(present), data.shape[:2])
+  present = jnp.any(labelled, axis=0)
+  oracle = make_oracle(jnp.asarray(theta), jnp.asarray(data), labelled, kinds, calls)
   losses = jnp.where(present, 1.0, jnp.nan)
   return balancer.update(oracle, state, losses=losses, present=present, key=jax.random.key(0), step=step)
 

@@ -111,6 +111,53 @@ def test_gramian_losses_and_direction_are_those_of_vmap_grad(objectives, kind, n
   np.testing.assert_allclose(flat, jnp.where(present, weights, 0) @ J, rtol=1e-4, atol=1e-7)
 
 
+class Tied(nn.Module):
+  """One square kernel, read as it is and transposed by different tasks."""
+
+  @nn.compact
+  def __call__(self, x, train: bool = False):
+    W = self.param('W', nn.initializers.normal(0.5), (5, 5))
+    return {'digit': jnp.tanh(x @ W), 'size': jnp.tanh(x @ W.T)}
+
+
+class Pick(nn.Module):
+  name_of: str
+  width: int
+
+  @nn.compact
+  def __call__(self, z):
+    return nn.Dense(self.width)(z[self.name_of])
+
+
+def test_a_kernel_read_in_two_ways(x64):
+  """The factors of one task are those of the other, swapped."""
+  net = mtl.sharing.hard(Tied(), {'digit': Pick('digit', 3), 'size': Pick('size', 2)})
+  batch = problems.batch()
+  state, after, info = step_once(spy(jnp.ones(16)), batch, 'examples_tasks', net=net)
+  J, _ = by_hand(state.params, net, batch, 'examples_tasks')
+  np.testing.assert_allclose(info.gramian, J @ J.T, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize('objectives', ['examples', 'examples_tasks'])
+def test_the_direction_has_the_dropout_of_the_gramian(objectives):
+  batch = problems.batch()
+  weights = jnp.linspace(0.1, 1.0, gradients.count_objectives(batch, NAMES, objectives))
+  state, after, info = step_once(spy(weights), batch, objectives, net=problems.model(dropout=0.5))
+  direction = jax.tree.map(lambda a, b: a - b, state.params['shared'], after.params['shared'])
+  length = sum(jnp.vdot(g, g) for g in jax.tree.leaves(direction))
+  np.testing.assert_allclose(length, weights @ info.gramian @ weights, rtol=1e-3)
+
+
+def test_what_an_absent_task_holds_leaves_no_trace():
+  batch = problems.multi(masks='examples')
+  batch['size'] = {**batch['size'], 'mask': jnp.zeros(8, bool)}
+  _, want, _ = step_once(spy(jnp.ones(16)), batch, 'examples_tasks')
+  batch['size'] = {**batch['size'], 'inputs': batch['size']['inputs'] * jnp.nan}
+  _, after, info = step_once(spy(jnp.ones(16)), batch, 'examples_tasks')
+  assert info.finite and not info.gramian[8:].any()
+  problems.leaves_close(after, want, rtol=0)
+
+
 def test_masked_examples_are_absent():
   batch = problems.batch(masks='examples')
   for objectives, want in (('examples', np.ones(8)), ('examples_tasks', np.r_[np.arange(8) < 3, np.arange(8) >= 3])):

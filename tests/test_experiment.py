@@ -9,7 +9,7 @@ import tiny
 import mtljax as mtl
 from mtljax import experiment as experiment_lib
 from mtljax.base import InputError, Metric, Task
-from mtljax.experiment import Experiment
+from mtljax.experiment import Experiment, Options, Run
 
 
 @pytest.fixture(scope='module')
@@ -164,3 +164,15 @@ def test_experiment_is_frozen(experiment):
   with pytest.raises(dataclasses.FrozenInstanceError):
     experiment.name = 'other'
   assert isinstance(experiment, Experiment)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'balancer': 'modo', 'mode': 'shard_map'}, "task 'kind', expected a multiple of 3 on every device"),
+    ({'balancer': 'mgda', 'objectives': 'examples', 'mode': 'pmap'}, "expected mode 'jit' or 'sharded'"),
+  ],
+)
+def test_what_slices_of_a_batch_refuse_is_found_before_training(tmp_path, options, message):
+  with pytest.raises(InputError, match=message):
+    Run(tiny.build(tmp_path), Options(**options))

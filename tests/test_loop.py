@@ -141,11 +141,11 @@ def test_a_second_ctrl_c_acts_at_once():
 
 def test_record_has_norms_and_cosines_and_null_for_the_absent():
   found = info(losses=(0.1, 0.0), present=(True, False), gramian=[[4, 0], [0, 0]])
-  record = loop._record(3, found, NAMES)
+  record = rundir.record(3, found, NAMES)
   assert record['losses'] == {'a': 0.1, 'b': None}
   assert record['norms'] == {'a': 2.0, 'b': None}
   assert rundir.finite(record)['cosines'] == {'a/b': None}
-  assert loop._angles(np.array([[4.0, -3.0], [-3.0, 9.0]]), NAMES)['cosines'] == {'a/b': -0.5}
+  assert rundir.angles(np.array([[4.0, -3.0], [-3.0, 9.0]]), NAMES)['cosines'] == {'a/b': -0.5}
 
 
 # One run of an experiment

@@ -40,7 +40,7 @@ def auto_lambda(
 
   Departure: with one step of SGD the derivative of the outer objective with respect to w_t is exactly the product
   above, so that no finite difference is taken. The step ahead has neither momentum nor weight decay, and moves only
-  what is shared: heads stay where they are.
+  what is shared: heads stay where they are. A task that the inner part has no label of keeps its weight.
 
   Needs: held-out data in batch['outer'], or half of the batch is held out.
   Helps: few primary tasks: finds which of the others train them well, and when.
@@ -55,9 +55,11 @@ def auto_lambda(
   [1.  0.8]
   """
   if primary is not None:
-    _base.check_number('auto_lambda', 'primary', primary, 'None or numbers >= 0, one per task', lambda x: x >= 0)
+    expected = 'None or numbers >= 0, one per task'
+    _base.check_number('auto_lambda', 'primary', primary, expected, lambda x: x >= 0, scalar=False)
   _base.check_number('auto_lambda', 'inner_lr', inner_lr, 'a number > 0', lambda x: x > 0)
   _base.check_number('auto_lambda', 'initial', initial, 'a number', lambda x: x == x)
+  _base.check_optimizer('auto_lambda', optimizer)
   optimizer = optax.adam(1e-4) if optimizer is None else optimizer
 
   def init(example):
@@ -67,11 +69,14 @@ def auto_lambda(
   def update(oracle, state, *, present, **_):
     aim = jnp.ones_like(state.weights) if primary is None else jnp.asarray(primary, state.weights.dtype)
     _base.check_length('primary', aim, len(present))
-    J = oracle().grads['shared']
+    inner = oracle()
+    J = inner.grads['shared']
     ahead = _oracle.lookahead(inner_lr, linalg.combine(state.weights, J))
-    v = oracle(ahead, 1, weights=aim).grads['shared']
-    gradient = (-inner_lr * _oracle.products(J, v)).astype(state.weights.dtype)
-    w, opt_state = _base.update_per_task(optimizer, gradient, state.opt_state, state.weights)
-    return linalg.combine(w, J), AutoLambdaState(w, opt_state)
+    outer = oracle(ahead, 1, weights=aim)
+    gradient = (-inner_lr * _oracle.products(J, outer.grads['shared'])).astype(state.weights.dtype)
+    moved = AutoLambdaState(*_base.update_per_task(optimizer, gradient, state.opt_state, state.weights))
+    # where the product is 0 for want of labels, the optimiser's memory shall not move the weight
+    state = _base.hold(inner.present & jnp.any(outer.present & (aim > 0)), moved, state)
+    return linalg.combine(state.weights, J), state
 
   return _base.make('oracle', update, init, parts=2)

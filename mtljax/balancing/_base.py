@@ -129,24 +129,30 @@ def check_length(name: str, value: Any, tasks: int) -> None:
     raise InputError(f'{name}: found shape {np.shape(value)}, expected ({tasks},), one entry per task.')
 
 
-def check_number(method: str, name: str, value: Any, expected: str, ok: Callable[[Any], bool]) -> None:
-  """Raises unless every entry of a concrete `value` is finite and `ok`; a traced value is not checked."""
+def check_number(
+  method: str, name: str, value: Any, expected: str, ok: Callable[[Any], bool], scalar: bool = True
+) -> None:
+  """Raises unless a concrete `value` is one number, or with scalar=False any array, finite and `ok` throughout."""
   if isinstance(value, jax.core.Tracer):
     return
   try:
     array = np.asarray(value, dtype=float)
-    good = bool(np.all(np.isfinite(array)) and np.all(ok(array)))
+    good = bool(np.all(np.isfinite(array)) and np.all(ok(array))) and not (scalar and array.ndim)
   except (TypeError, ValueError):
     good = False
   if not good:
     raise InputError(f'{method}: {name} is {value!r}, expected {expected}.')
 
 
-def check_count(method: str, name: str, value: Any, least: int = 0) -> None:
-  """Raises unless `value` is a whole number >= least."""
+def check_count(method: str, name: str, value: Any, least: int = 0) -> int:
+  """`value` as an int; raises unless it is a whole number >= least. A traced value is returned as it is."""
   check_number(method, name, value, f'a whole number >= {least}', lambda x: (x >= least) & (x == np.round(x)))
-  if not isinstance(value, jax.core.Tracer) and np.ndim(value):
-    raise InputError(f'{method}: {name} is {value!r}, expected one whole number.')
+  return value if isinstance(value, jax.core.Tracer) else int(value)
+
+
+def check_optimizer(method: str, optimizer: Any) -> None:
+  if not (optimizer is None or isinstance(optimizer, optax.GradientTransformation)):
+    raise InputError(f'{method}: optimizer is {optimizer!r}, expected None or an optax transformation.')
 
 
 def check_choice(method: str, name: str, value: Any, choices: tuple) -> None:
@@ -163,7 +169,8 @@ def check_balancer(method: str, value: Any, levels: tuple[str, ...], why: str) -
 
 def check_preference(method: str, preference: Any) -> None:
   if preference is not None:
-    check_number(method, 'preference', preference, 'None or numbers >= 0, one per task, not all 0', lambda x: x >= 0)
+    expected = 'None or numbers >= 0, one per task, not all 0'
+    check_number(method, 'preference', preference, expected, lambda x: x >= 0, scalar=False)
     if not isinstance(preference, jax.core.Tracer) and not (
       np.ndim(preference) == 1 and np.any(np.asarray(preference))
     ):

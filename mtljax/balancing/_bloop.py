@@ -44,7 +44,7 @@ def bloop(primary: int = 0, strength: float = 0.1, rho: float = 0.1) -> Balancer
   >>> print(balancing.aggregate(balancing.bloop(strength=0.5), jnp.array([[2.0, 0.0], [-7.0, 8.0]])).direction)
   [2. 4.]
   """
-  _base.check_count('bloop', 'primary', primary)
+  primary = _base.check_count('bloop', 'primary', primary)
   _base.check_number('bloop', 'strength', strength, 'a number >= 0', lambda x: x >= 0)
   _base.check_number('bloop', 'rho', rho, 'a number in [0, 1]', lambda x: (x >= 0) & (x <= 1))
 

@@ -48,7 +48,7 @@ def dwa(*, steps_per_epoch: int, temperature: float = 2.0) -> Balancer:
   >>> [round(float(x), 3) for x in result.weights]
   [0.876, 1.124]
   """
-  _base.check_count('dwa', 'steps_per_epoch', steps_per_epoch, 1)
+  steps_per_epoch = _base.check_count('dwa', 'steps_per_epoch', steps_per_epoch, 1)
   _base.check_number('dwa', 'temperature', temperature, 'a number > 0', lambda x: x > 0)
 
   def init(example):

@@ -50,7 +50,8 @@ def constant(weights: Any) -> Balancer:
   [0.5 2. ]
   """
   if not callable(weights):
-    _base.check_number('constant', 'weights', weights, 'finite numbers, one per task, or a schedule', lambda x: x == x)
+    expected = 'finite numbers, one per task, or a schedule'
+    _base.check_number('constant', 'weights', weights, expected, lambda x: x == x, scalar=False)
 
   def update(l: Array, state, *, step, **_):
     w = weights(step) if callable(weights) else weights

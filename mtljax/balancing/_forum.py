@@ -50,7 +50,8 @@ def forum(
   Departure: the small problem is solved on the device, by an active set inside a method of multipliers, and with the
   factor 1/2 that the direction's dual has (the authors' code leaves it out). The average counts steps, theirs epochs.
   A step ahead that does not lower f is not taken; they stop where f is above 1e5. Steps ahead move only what is
-  shared, and heads take part neither in F nor in q.
+  shared, and heads take part neither in F nor in q. A task that the inner part has no label of keeps its logit and is
+  not in f; one that the outer part has none of keeps its average, and is not in this step's sum.
 
   Needs: held-out data in batch['outer'], or half of the batch is held out; an inner_lr that lowers f.
   Helps: as moml without second derivatives for several inner steps; held-out losses act on the parameters too.
@@ -66,8 +67,9 @@ def forum(
   """
   _base.check_number('forum', 'rho', rho, 'a number > 0', lambda x: x > 0)
   _base.check_number('forum', 'inner_lr', inner_lr, 'a number > 0', lambda x: x > 0)
-  _base.check_count('forum', 'inner_steps', inner_steps, 1)
+  inner_steps = _base.check_count('forum', 'inner_steps', inner_steps, 1)
   _base.check_number('forum', 'decay', decay, 'a number >= 0', lambda x: x >= 0)
+  _base.check_optimizer('forum', optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def init(example):
@@ -78,7 +80,9 @@ def forum(
   def update(oracle, state, *, present, step, **_):
     s = _base.softmax(state.logits, present)
     here = oracle(weights=s)
-    q = here.grads['shared']
+    labelled = jnp.sum(s * here.present)  # the share of those that the inner part has labels of: f is theirs
+    s = _base.normalise(s, here.present)
+    q = jax.tree.map(lambda x: _base.divide(x, labelled.astype(x.dtype)), here.grads['shared'])
 
     def move(_, carry):
       delta, losses, gradient = carry
@@ -91,18 +95,22 @@ def forum(
     _, lowest, _ = jax.lax.fori_loop(0, inner_steps, move, start)
     fall = here.losses - lowest
     q_logits = s * (fall - jnp.sum(s * fall))
-    F = oracle(part=1).grads['shared']
+    outer = oracle(part=1)
+    F = outer.grads['shared']
     norms = linalg.row_norms(F)
     F = linalg.scale_rows(_base.divide(jnp.ones_like(norms), norms), F)
     size = jnp.sqrt(_oracle.products(jax.tree.map(lambda x: x[None], q), q)[0] + jnp.sum(q_logits**2)).astype(s.dtype)
     along = _base.divide(_oracle.products(F, q).astype(s.dtype), size)
-    m = _multipliers(linalg.gramian(F).astype(s.dtype), along, rho * size, present)
-    average = _base.normalise(state.average, present)
-    average = average + (m - average) / jnp.asarray(step + 1, s.dtype) ** decay
-    nu = _base.divide(jnp.maximum(rho * size - jnp.sum(average * along), 0), size)
-    direction = jax.tree.map(lambda a, b: a + nu.astype(b.dtype) * b, linalg.combine(average, F), q)
+    m = _multipliers(linalg.gramian(F).astype(s.dtype), along, rho * size, outer.present)
+    average = _oracle.shares(state.average, present)
+    among = _oracle.shares(average, outer.present)
+    among = among + (m - among) / jnp.asarray(step + 1, s.dtype) ** decay
+    average = _oracle.redistribute(average, outer.present, among)
+    nu = _base.divide(jnp.maximum(rho * size - jnp.sum(among * along), 0), size)
+    direction = jax.tree.map(lambda a, b: a + nu.astype(b.dtype) * b, linalg.combine(among, F), q)
     gradient = (nu * q_logits).astype(s.dtype)
-    return direction, FORUMState(*_base.update_per_task(optimizer, gradient, state.opt_state, state.logits), average)
+    moved = _base.update_per_task(optimizer, gradient, state.opt_state, state.logits)
+    return direction, FORUMState(*_base.hold(here.present, moved, (state.logits, state.opt_state)), average)
 
   return _base.make('oracle', update, init, parts=2)
 

@@ -42,7 +42,7 @@ def go4align(groups: int = 2, step_size: float = 1e-4) -> Balancer:
   >>> print(balancing.aggregate(balancing.go4align(groups=2, step_size=0.0), jnp.eye(3), losses).weights)
   [2.  2.  0.5]
   """
-  _base.check_count('go4align', 'groups', groups, 1)
+  groups = _base.check_count('go4align', 'groups', groups, 1)
   _base.check_number('go4align', 'step_size', step_size, 'a number >= 0', lambda x: x >= 0)
 
   def update(l, state, *, present, **_):

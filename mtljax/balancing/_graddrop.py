@@ -34,7 +34,7 @@ def graddrop(leak: float = 0.0) -> Balancer:
   >>> print(balancing.aggregate(balancing.graddrop(), J, uniform=jnp.array([0.9, 0.5])).direction)
   [-1.  2.]
   """
-  _base.check_number('graddrop', 'leak', leak, 'a number in [0, 1]', lambda x: (x >= 0) & (x <= 1))
+  _base.check_number('graddrop', 'leak', leak, 'numbers in [0, 1]', lambda x: (x >= 0) & (x <= 1), scalar=False)
 
   def update(J, state, *, present, key, uniform=None, **_):
     leaves, treedef = jax.tree.flatten(J)

@@ -48,6 +48,7 @@ def gradnorm(alpha: float = 1.5, optimizer: optax.GradientTransformation | None 
   [1. 1.] [-2.  2.]
   """
   _base.check_number('gradnorm', 'alpha', alpha, 'a number >= 0', lambda x: x >= 0)
+  _base.check_optimizer('gradnorm', optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def init(example):

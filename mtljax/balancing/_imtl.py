@@ -40,7 +40,7 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Balancer:
   >>> print(result.weights, result.state.log_scale)
   [1. 1.] [ 0.  -0.5]
   """
-  init, scales = _learned(optimizer)
+  init, scales = _learned('imtl_l', optimizer)
 
   def update(l, state, **_):
     return scales(l, state)
@@ -96,7 +96,7 @@ def imtl(optimizer: optax.GradientTransformation | None = None) -> Balancer:
   >>> print(balancing.aggregate(balancing.imtl(), jnp.array([[4.0, 0.0], [0.0, 4.0]])).weights)
   [0.5 0.5]
   """
-  init, scales = _learned(optimizer)
+  init, scales = _learned('imtl', optimizer)
 
   def update(G, state, *, losses, present, **_):
     scale, state = scales(losses, state)
@@ -105,7 +105,8 @@ def imtl(optimizer: optax.GradientTransformation | None = None) -> Balancer:
   return _base.make('gramian', update, init)
 
 
-def _learned(optimizer):
+def _learned(method, optimizer):
+  _base.check_optimizer(method, optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def init(example):

@@ -45,6 +45,7 @@ def ldc_mtl(penalty: float = 0.1, optimizer: optax.GradientTransformation | None
   [0.5 0.5]
   """
   _base.check_number('ldc_mtl', 'penalty', penalty, 'a number >= 0', lambda x: x >= 0)
+  _base.check_optimizer('ldc_mtl', optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def objective(l, logits, present):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from mtljax.balancing import _base, _oracle
 from mtljax.base import Array, Balancer
 
@@ -25,7 +27,8 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Balancer:
   Returns:
     A balancer of level oracle with three parts: T + 2 backward passes through the trunk, T of them for J1.
 
-  Departure: the three samples are parts of one batch, dealt out; heads see all of it. Nothing is normalised, as in the
+  Departure: the three samples are parts of one batch, dealt out; heads see all of it. A task that part 1 or 2
+  has no label of keeps its weight. Nothing is normalised, as in the
   authors' code: gamma is in the unit of one over a squared gradient.
 
   Needs: examples enough for three parts; gamma for the scale of the gradients.
@@ -35,7 +38,6 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Balancer:
   References: Chen, Fernando, Ying and Chen, Three-Way Trade-Off in Multi-Objective Learning: Optimization,
   Generalization and Conflict-Avoidance, 2023, https://arxiv.org/abs/2305.20057
 
-  >>> import jax.numpy as jnp
   >>> from mtljax import balancing
   >>> balancer = balancing.modo(gamma=0.125, rho=0.0)
   >>> print(balancing.aggregate(balancer, jnp.array([[2.0, 0.0], [0.0, 1.0]])).direction)
@@ -48,10 +50,15 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Balancer:
     return MoDoState(_base.zeros(example, 1 / _base.task_count(example)))
 
   def update(oracle, state, *, present, **_):
-    w = _base.normalise(state.weights, present)
-    toward = oracle(part=2, weights=w).grads['shared']
-    push = _oracle.products(oracle(part=1).grads['shared'], toward) + rho * w
-    w = _oracle.project_simplex(w - gamma * push, present)
+    w = _oracle.shares(state.weights, present)
+    first = oracle(part=1)
+    some = _oracle.shares(w, first.present)
+    second = oracle(part=2, weights=some)
+    here = first.present & second.present
+    u = _oracle.shares(some, here)
+    toward = _base.divide(_oracle.products(first.grads['shared'], second.grads['shared']), jnp.sum(some * here))
+    u = _oracle.project_simplex(u - gamma * (toward + rho * u), here)
+    w = _oracle.redistribute(w, here, u)
     return oracle(part=0, weights=w).grads['shared'], MoDoState(w)
 
   return _base.make('oracle', update, init, parts=3)

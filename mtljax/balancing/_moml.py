@@ -37,7 +37,8 @@ def moml(inner_lr: float = 0.1, optimizer: optax.GradientTransformation | None =
 
   Departure: one inner step, whose derivative is exactly the product above, so that nothing is differentiated twice.
   The shortest combination is exact, and 0 where it cannot be told from 0; a u_k that cannot has no say. The step ahead
-  moves only what is shared: heads stay where they are.
+  moves only what is shared: heads stay where they are. A task that the inner part has no label of keeps its logit and
+  is not in s.
 
   Needs: held-out data in batch['outer'], or half of the batch is held out.
   Helps: weights for generalisation, without a scale or a preference among the held-out losses.
@@ -51,6 +52,7 @@ def moml(inner_lr: float = 0.1, optimizer: optax.GradientTransformation | None =
   [ 0.3536 -0.3536]
   """
   _base.check_number('moml', 'inner_lr', inner_lr, 'a number > 0', lambda x: x > 0)
+  _base.check_optimizer('moml', optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def init(example):
@@ -58,16 +60,19 @@ def moml(inner_lr: float = 0.1, optimizer: optax.GradientTransformation | None =
     return MOMLState(logits, _base.init_per_task(optimizer, logits))
 
   def update(oracle, state, *, present, **_):
-    s = _base.softmax(state.logits, present)
-    J = oracle().grads['shared']
+    inner = oracle()
+    J, here = inner.grads['shared'], inner.present  # what has no label in the inner part takes no part in its step
+    s = _base.softmax(state.logits, here)
     ahead = _oracle.lookahead(inner_lr, linalg.combine(s, J))
-    M = _oracle.cross_gramian(oracle(ahead, 1).grads['shared'], J).astype(s.dtype)
+    outer = oracle(ahead, 1)
+    M = _oracle.cross_gramian(outer.grads['shared'], J).astype(s.dtype)
     spread = M - linalg.matvec(M, s)[:, None]
-    size = jnp.max(jnp.where(present[None, :], jnp.abs(M), 0), axis=1, keepdims=True)
-    told = jnp.any(present[None, :] & (jnp.abs(spread) > NOISE * jnp.finfo(s.dtype).eps * size), axis=1, keepdims=True)
+    size = jnp.max(jnp.where(here[None, :], jnp.abs(M), 0), axis=1, keepdims=True)
+    told = jnp.any(here[None, :] & (jnp.abs(spread) > NOISE * jnp.finfo(s.dtype).eps * size), axis=1, keepdims=True)
     gradient = _shortest(jnp.where(told, -inner_lr * s[None, :] * spread, 0), present)
-    logits, opt_state = _base.update_per_task(optimizer, gradient, state.opt_state, state.logits)
-    return linalg.combine(_base.softmax(logits, present), J), MOMLState(logits, opt_state)
+    moved = MOMLState(*_base.update_per_task(optimizer, gradient, state.opt_state, state.logits))
+    state = _base.hold(here & jnp.any(outer.present), moved, state)
+    return linalg.combine(_base.softmax(state.logits, here), J), state
 
   return _base.make('oracle', update, init, parts=2)
 

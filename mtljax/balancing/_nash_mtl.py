@@ -38,7 +38,7 @@ def nash_mtl(max_norm: float | None = 1.0, update_every: int = 1) -> Balancer:
   """
   if max_norm is not None:
     _base.check_number('nash_mtl', 'max_norm', max_norm, 'None or a number > 0', lambda x: x > 0)
-  _base.check_count('nash_mtl', 'update_every', update_every, 1)
+  update_every = _base.check_count('nash_mtl', 'update_every', update_every, 1)
 
   def update(G, w, *, present, step, **_):
     solve = lambda: linalg.power_fair(G, jnp.ones((), G.dtype), present).astype(w.dtype)

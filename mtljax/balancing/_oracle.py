@@ -6,6 +6,7 @@ import optax
 
 from mtljax import linalg
 from mtljax.arrays import real_dtype
+from mtljax.balancing import _base
 from mtljax.base import Array, PyTree
 
 
@@ -28,6 +29,17 @@ def products(jacobian: PyTree, direction: PyTree) -> Array:
 def lookahead(rate: float | Array, gradient: PyTree) -> PyTree:
   """Where a step of SGD leads to, as a `shared_delta`."""
   return jax.tree.map(lambda g: -jnp.asarray(rate, g.dtype) * g, gradient)
+
+
+def shares(weights: Array, present: Array) -> Array:
+  """Non-negative weights f[T] of the present tasks scaled to sum 1; equal ones where they are all 0."""
+  some = jnp.any(present & (weights > 0))
+  return _base.normalise(jnp.where(some, weights, jnp.ones_like(weights)), present)
+
+
+def redistribute(weights: Array, here: Array, new: Array) -> Array:
+  """What `weights` f[T] give to the tasks `here` dealt out as `new`, f[T] of sum 1, has it; the others keep theirs."""
+  return jnp.where(here, jnp.sum(jnp.where(here, weights, 0)) * new, weights)
 
 
 def project_simplex(values: Array, present: Array) -> Array:

@@ -34,12 +34,13 @@ def parse(text: str, **context: Any) -> Balancer:
   return _build(node, text, context)
 
 
-def parse_names(text: str, tasks: int, **context: Any) -> tuple[list[str], list[str]]:
+def parse_names(text: str, tasks: int, at: str = 'params', **context: Any) -> tuple[list[str], list[str]]:
   """Balancers in a list separated by commas; 'all' stands for every method that can be called by its name alone.
 
   Args:
     text: names and calls as for `parse`, and 'all'.
     tasks: T; a method that is not defined for so many is not among 'all'.
+    at: with 'features', 'all' has methods of level losses and gramian only.
     **context: as for `parse`.
 
   Returns:
@@ -64,6 +65,8 @@ def parse_names(text: str, tasks: int, **context: Any) -> tuple[list[str], list[
   for name in METHODS:
     try:
       balancer = parse(name, **context)
+      if at == 'features' and balancer.level not in ('losses', 'gramian'):
+        raise InputError(f"{name}: found level {balancer.level!r}, expected 'losses' or 'gramian' at the features.")
       jax.eval_shape(lambda J, b=balancer: aggregate(b, J).direction, jax.ShapeDtypeStruct((tasks, 3), jnp.float32))
       fits.append(name)
     except InputError as error:

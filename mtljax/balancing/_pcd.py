@@ -44,7 +44,7 @@ def pcd(primary: int = 0, tau: float = 0.02, beta: float = 0.999) -> Balancer:
   >>> print(balancing.aggregate(balancing.pcd(tau=0.0), J).direction.round(3))
   [1.414 1.414]
   """
-  _base.check_count('pcd', 'primary', primary)
+  primary = _base.check_count('pcd', 'primary', primary)
   _base.check_number('pcd', 'tau', tau, 'a number >= 0', lambda x: x >= 0)
   _base.check_number('pcd', 'beta', beta, 'a number in [0, 1)', lambda x: (x >= 0) & (x < 1))
 

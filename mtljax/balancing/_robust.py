@@ -39,8 +39,8 @@ def krum(n_byzantine: int = 1, n_selected: int = 1) -> Balancer:
   >>> print(balancing.aggregate(balancing.krum(), J).weights)
   [1. 0. 0. 0.]
   """
-  _base.check_count('krum', 'n_byzantine', n_byzantine)
-  _base.check_count('krum', 'n_selected', n_selected, 1)
+  n_byzantine = _base.check_count('krum', 'n_byzantine', n_byzantine)
+  n_selected = _base.check_count('krum', 'n_selected', n_selected, 1)
 
   def update(G, state, *, present, **_):
     T = len(G)
@@ -80,7 +80,7 @@ def trimmed_mean(trim_number: int = 1) -> Balancer:
   >>> print(balancing.aggregate(balancing.trimmed_mean(), jnp.array([[0.0], [1.0], [3.0], [9.0]])).direction)
   [2.]
   """
-  _base.check_count('trimmed_mean', 'trim_number', trim_number)
+  trim_number = _base.check_count('trimmed_mean', 'trim_number', trim_number)
 
   def update(J, state, *, present, **_):
     count = jnp.sum(present)

@@ -32,7 +32,8 @@ def sdmgrad(lam: float = 0.3, steps: int = 20, learning_rate: float = 10.0, mome
   Returns:
     A balancer of level oracle with three parts: 2 T + 1 backward passes through the trunk.
 
-  Departure: the three samples are parts of one batch, dealt out; heads see all of it. The scale of A is at least eps
+  Departure: the three samples are parts of one batch, dealt out; heads see all of it. A task that part 1 or 2
+  has no label of keeps its weight. The scale of A is at least eps
   of its largest entry in place of the authors' absolute 1e-4, so that the scale of gradients drops out. The direction
   is not multiplied by T, as theirs is in some experiments.
 
@@ -50,7 +51,7 @@ def sdmgrad(lam: float = 0.3, steps: int = 20, learning_rate: float = 10.0, mome
   [0.4, 0.8]
   """
   _base.check_number('sdmgrad', 'lam', lam, 'a number >= 0', lambda x: x >= 0)
-  _base.check_count('sdmgrad', 'steps', steps, 1)
+  steps = _base.check_count('sdmgrad', 'steps', steps, 1)
   _base.check_number('sdmgrad', 'learning_rate', learning_rate, 'a number >= 0', lambda x: x >= 0)
   _base.check_number('sdmgrad', 'momentum', momentum, 'a number in [0, 1)', lambda x: (x >= 0) & (x < 1))
 
@@ -58,18 +59,23 @@ def sdmgrad(lam: float = 0.3, steps: int = 20, learning_rate: float = 10.0, mome
     return SDMGradState(_base.zeros(example, 1 / _base.task_count(example)))
 
   def update(oracle, state, *, present, **_):
-    w = _base.normalise(state.weights, present)
-    A = _oracle.cross_gramian(oracle(part=1).grads['shared'], oracle(part=2).grads['shared']).astype(w.dtype)
-    scale = _base.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(A), 0)), present) ** 2
+    w = _oracle.shares(state.weights, present)
+    first, second = oracle(part=1), oracle(part=2)
+    here = first.present & second.present
+    A = _oracle.cross_gramian(first.grads['shared'], second.grads['shared']).astype(w.dtype)
+    A = jnp.where(here[:, None] & here[None, :], A, 0)
+    scale = _base.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(A), 0)), here) ** 2
     A = _base.divide(A, jnp.maximum(scale, jnp.finfo(A.dtype).eps * jnp.max(jnp.abs(A))))
-    pull = lam * _base.preference_weights(None, present, w.dtype)
+    mean = _base.preference_weights(None, here, w.dtype)
 
     def move(_, carry):
-      w, velocity = carry
-      velocity = momentum * velocity + linalg.matvec(A, w + pull)
-      return _oracle.project_simplex(w - learning_rate * velocity, present), velocity
+      u, velocity = carry
+      velocity = momentum * velocity + linalg.matvec(A, u + lam * mean)
+      return _oracle.project_simplex(u - learning_rate * velocity, here), velocity
 
-    w, _ = jax.lax.fori_loop(0, steps, move, (w, jnp.zeros_like(w)))
+    u, _ = jax.lax.fori_loop(0, steps, move, (_oracle.shares(w, here), jnp.zeros_like(w)))
+    w = _oracle.redistribute(w, here, u)
+    pull = lam * _base.preference_weights(None, present, w.dtype)
     return oracle(part=0, weights=(w + pull) / (1 + lam)).grads['shared'], SDMGradState(w)
 
   return _base.make('oracle', update, init, parts=3)

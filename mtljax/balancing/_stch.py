@@ -33,7 +33,8 @@ def stch(mu: float = 1.0, reference: Any = None) -> Balancer:
   """
   _base.check_number('stch', 'mu', mu, 'a number > 0', lambda x: x > 0)
   if reference is not None:
-    _base.check_number('stch', 'reference', reference, 'None or finite numbers, one per task', lambda x: x == x)
+    expected = 'None or finite numbers, one per task'
+    _base.check_number('stch', 'reference', reference, expected, lambda x: x == x, scalar=False)
 
   def update(l, state, *, present, **_):
     if reference is not None:
@@ -80,7 +81,7 @@ def stch_nadir(mu: float = 1.0, warmup_steps: int = 400) -> Balancer:
   [1.   0.25]
   """
   _base.check_number('stch_nadir', 'mu', mu, 'a number > 0', lambda x: x > 0)
-  _base.check_count('stch_nadir', 'warmup_steps', warmup_steps)
+  warmup_steps = _base.check_count('stch_nadir', 'warmup_steps', warmup_steps)
 
   def init(example):
     return STCHState(_base.zeros(example), jnp.zeros(_base.task_count(example), jnp.int32))

@@ -43,6 +43,7 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None) -> Balanc
   >>> print(first.weights, first.state.log_variance.round(3))
   [0.5 0.5] [0.  0.1]
   """
+  _base.check_optimizer('uncertainty', optimizer)
   optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
   def init(example):

@@ -166,7 +166,7 @@ def every(inner: Balancer, k: int = 10) -> Balancer:
   [1. 1.]
   """
   _base.check_balancer('every', inner, WEIGHTS, 'only weights can be used again')
-  _base.check_count('every', 'k', k, 1)
+  k = _base.check_count('every', 'k', k, 1)
 
   def init(example):
     w = _base.zeros(example)
@@ -212,7 +212,7 @@ def warmup(inner: Balancer, steps: int = 100) -> Balancer:
   [1. 1.]
   """
   _base.check_balancer('warmup', inner, ALL, 'the others make steps of their own')
-  _base.check_count('warmup', 'steps', steps)
+  steps = _base.check_count('warmup', 'steps', steps)
 
   def update(statistic, state, *, losses, step, **rest):
     def equally():

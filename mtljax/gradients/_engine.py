@@ -52,7 +52,9 @@ def task_gradients(
       (arXiv 2406.16232), see `_examples`.
     chunk_size: how many rows of J are pulled through the trunk at once; None all, 1 one by one.
     penalties: those with `on='outputs'`; they add one row outside the balancer.
-    on_nonfinite: 'drop', a task whose loss or row is not finite counts as absent; 'error', it is reported.
+    on_nonfinite: 'drop', a task whose loss or row is not finite counts as absent; 'error', it is reported. Shared
+      statistics of a multi-input batch have seen a task that is dropped for its gradient, not its loss. At level oracle
+      a task is dropped from the parts where it is not finite, and named for the batch as a whole.
     extras: keyword arguments of the balancer's `update`.
 
   Returns:
@@ -102,8 +104,15 @@ def task_gradients(
     return result, arrays.select(present.any(), state, balancer_state)
 
   penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward)
-  with_penalty = lambda row: row if penalty_row is None else _trees.tree_sum([row, penalty_row])
-  pull_trunk = lambda row: arrays.psum(forward.lift(with_penalty(row)))
+
+  def pull_trunk(row):
+    """The row's gradient of the shared parameters, with that of the penalties."""
+    return arrays.psum(forward.lift(row if penalty_row is None else _trees.tree_sum([row, penalty_row])))
+
+  def alone(shared):
+    """A gradient of the shared parameters with that of the penalties, which takes a pullback of its own."""
+    return shared if penalty_row is None else _trees.tree_sum([shared, arrays.psum(forward.lift(penalty_row))])
+
   scaled = jnp.where(present, alphas, 0)
 
   weights = gramian = None
@@ -123,9 +132,7 @@ def task_gradients(
     gramian = found.gramian
     weights, balancer_state = balance(gramian, found.present, found.losses)
     heads, _ = forward.pull_all(scaled, present)
-    of_task = _examples.spread(weights, batch, names, objectives)
-    _, rows = forward.pull_all([w * a for w, a in zip(of_task, scaled)], present)
-    shared = pull_trunk(_trees.tree_sum(rows))
+    shared = alone(found.pull(weights))
   elif balancer.level == 'losses':
     weights, balancer_state = balance(None, present)
     heads, rows = forward.pull_all(weights * scaled, present)
@@ -143,10 +150,10 @@ def task_gradients(
       alphas=alphas,
       present=present,
       chunk_size=chunk_size,
+      drop=drop,
     )
     shared, balancer_state = balance(oracle, present)
-    if penalty_row is not None:
-      shared = _trees.tree_sum([shared, arrays.psum(forward.lift(penalty_row))])
+    shared = alone(shared)
   elif at == 'features':
     heads, rows = forward.pull_all(scaled, present)
     stacked = _trees.stack(rows)
@@ -155,21 +162,23 @@ def task_gradients(
     shared = pull_trunk(linalg.combine(weights, stacked))
   else:
     heads, rows = forward.pull_all(scaled, present)
-    stacked = _trees.stack(rows if penalty_row is None else [*rows, penalty_row])
+    together = penalty_row is not None and not drop  # a dropped task takes its penalties with it
+    stacked = _trees.stack([*rows, penalty_row] if together else rows)
     jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), chunk_size))
     last = None
-    if penalty_row is not None:
+    if together:
       jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))
     if drop:
       present &= jax.vmap(arrays.all_finite)(jacobian)
       jacobian = linalg.mask_rows(present, jacobian)
+      penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward)
     gramian = _trees.gramian(jacobian, len(names))
     if balancer.level == 'gramian':
       weights, balancer_state = balance(gramian, present)
       shared = linalg.combine(weights, jacobian)
     else:
       shared, balancer_state = balance(jacobian, present)
-    shared = shared if last is None else _trees.tree_sum([shared, last])
+    shared = alone(shared) if last is None else _trees.tree_sum([shared, last])
 
   heads = arrays.psum(heads)
   if drop:

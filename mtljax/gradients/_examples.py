@@ -8,7 +8,7 @@ gradients of the batch, one leaf at a time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mtljax import arrays, inputs, linalg
 from mtljax.base import Array, Batch, InputError, Model, PyTree, Task
+from mtljax.gradients import _trees
 
 OBJECTIVES = ('tasks', 'examples', 'examples_tasks')
 
@@ -23,27 +24,20 @@ OBJECTIVES = ('tasks', 'examples', 'examples_tasks')
 class Objectives(NamedTuple):
   """Losses, presence and Gramian of m objectives; a task's share of example i is alpha_t l_ti / count_t.
 
-  The rows of a task's examples sum to its row alpha_t g_t: the Gramian of the tasks is that of blocks summed.
+  The rows of a task's examples sum to its row alpha_t g_t: the Gramian of the tasks is that of blocks summed. `pull`
+  is weights f[m] -> sum_i w_i g_i, of the same pass and so of the same dropout.
   """
 
   losses: Array
   present: Array
   gramian: Array
+  pull: Callable[[Array], PyTree]
 
 
 def count(batch: Batch, names: Sequence[str], objectives: str) -> int:
   """m: T for 'tasks', B for 'examples', the examples of all tasks (task by task) for 'examples_tasks'."""
   sizes = [inputs.batch_size(inputs.task_inputs(batch, name)[0]) for name in names]
   return {'tasks': len(names), 'examples': sizes[0], 'examples_tasks': sum(sizes)}[objectives]
-
-
-def spread(weights: Array, batch: Batch, names: Sequence[str], objectives: str) -> list[Array]:
-  """Weights f[m] of objectives as one f[B] a task."""
-  sizes = [inputs.batch_size(inputs.task_inputs(batch, name)[0]) for name in names]
-  if objectives == 'examples':
-    return [weights] * len(names)
-  ends = [sum(sizes[: t + 1]) for t in range(len(sizes))]
-  return [weights[end - size : end] for end, size in zip(ends, sizes)]
 
 
 def check(balancer, batch: Batch, objectives: str) -> None:
@@ -101,31 +95,46 @@ def example_objectives(
           _check_state(model_state['shared'], new_shared, 'shared')
         y, state = model.head(own, state, features, inputs=x, task=task.name, train=True, key=task_key)
         _check_state(model_state['tasks'][task.name], state, task.name)
-        values = task.loss(y, labels if mask is None else arrays.make_safe(labels, mask))
         mask = jnp.ones(1, bool) if mask is None else mask
+        labelled = mask.any() & present[t]
+        y = arrays.select(labelled, *_trees.with_zeros(y))  # nothing comes back from where no label is
+        values = task.loss(y, arrays.make_safe(labels, mask & labelled))
         mask = jnp.broadcast_to(arrays.expand_to(mask, values.ndim), values.shape)
-        total += scales[t] * jnp.where(mask, values.astype(arrays.real_dtype()), 0).sum()
-        here |= mask.any() & present[t]
+        total += scales[t] * jnp.where(mask & labelled, values.astype(arrays.real_dtype()), 0).sum()
+        here |= labelled
       return total, (total, here)
 
-    return jax.vmap(jax.grad(one, has_aux=True), (None, 0, 0)), (params['shared'], data, jnp.arange(size))
+    return one, (params['shared'], data, jnp.arange(size))
 
   everybody = range(len(tasks))
   groups = [group(everybody)] if objectives == 'examples' else [group((t,)) for t in everybody]
-  traced = [_Traced(*found) for found in groups]
+  over_examples = (None, 0, 0)
+  traced = [_Traced(jax.vmap(jax.grad(one, has_aux=True), over_examples), args) for one, args in groups]
   size = sum(one.size for one in traced)
   plans = [_factors(traced, leaf, size) for leaf in range(len(traced[0].rows))]
   losses, here, parts = zip(*(one.evaluate([plan and plan[g] for plan in plans]) for g, one in enumerate(traced)))
+  losses, here = jnp.concatenate(losses), jnp.concatenate(here)
   G = jnp.zeros((size, size), arrays.real_dtype())
   for leaf in zip(*parts):  # of every group: x f[B, p, a] and d f[B, p, e], or rows f[B, 1, P]
     inner = []
     for side in zip(*leaf):
       stacked = jnp.concatenate(side)
+      stacked = jnp.where(arrays.expand_to(here, 3), stacked, 0)  # whatever the inputs of what is absent hold
       stacked = stacked.astype(jnp.promote_types(stacked.dtype, arrays.real_dtype()))
       inner.append(jnp.einsum('ipa,jqa->ipjq', stacked, stacked, precision=linalg.HIGHEST))
     ones = [jnp.ones_like(inner[0])] * (2 - len(inner))
     G += jnp.einsum('ipjq,ipjq->ij', *inner, *ones, precision=linalg.HIGHEST)
-  return Objectives(jnp.concatenate(losses), jnp.concatenate(here), G)
+
+  def pull(weights):
+    total, start = jax.tree.map(jnp.zeros_like, params['shared']), 0
+    for (one, (shared, *args)), part in zip(groups, traced):
+      w, start = weights[start : start + part.size], start + part.size
+      weighted = lambda shared, one=one, args=args, w=w: jnp.sum(w * jax.vmap(one, over_examples)(shared, *args)[0])
+      some = here[start - part.size : start].any()
+      total = _trees.tree_sum([total, arrays.select(some, *_trees.with_zeros(jax.grad(weighted)(shared)))])
+    return total
+
+  return Objectives(jnp.where(here, losses, 0), here, G, pull)
 
 
 def _check_state(old, new, owner):
@@ -172,32 +181,34 @@ class _Traced:
     values = iter(values)
     return losses, present, [[next(values).transpose(f.order).reshape(f.shape) for f in leaf] for leaf in wanted]
 
-  def factors(self, leaf: int) -> tuple[_Factor, _Factor] | None:
-    """The two sides of the product that a leaf ends in, or None."""
-    variable, axis = self.rows[leaf], 0
+  def factors(self, leaf: int):
+    """The two sides of the product that a leaf ends in, and how the leaf lies in it; or None."""
+    variable = self.rows[leaf]
+    axes = tuple(range(variable.aval.ndim))
     while (eqn := self.made.get(id(variable))) is not None:
       if eqn.primitive.name == 'transpose':
-        axis = eqn.params['permutation'][axis]
+        axes = tuple(eqn.params['permutation'][axis] for axis in axes)
       elif eqn.primitive.name != 'convert_element_type':
         break
       variable = eqn.invars[0]
     if eqn is None or eqn.primitive.name != 'dot_general':
       return None
     contracted, batched = eqn.params['dimension_numbers']
-    if len(batched[0]) != 1 or axis != 0:  # the examples are the one batch dimension, which comes first
+    if len(batched[0]) != 1 or axes[0] != 0:  # the examples are the one batch dimension, which comes first
       return None
-    sides = []
+    sides, layout = [], [axes]
     for var, over, example in zip(eqn.invars, contracted, batched):
       free = [d for d in range(var.aval.ndim) if d not in (*over, *example)]
       shape = tuple(math.prod(var.aval.shape[d] for d in dims) for dims in (example, over, free))
       sides.append(_Factor(var, (*example, *over, *free), shape))
-    return tuple(sides)
+      layout.append((shape[1], *(var.aval.shape[d] for d in free)))
+    return tuple(sides), tuple(layout)
 
 
 def _factors(traced: Sequence[_Traced], leaf: int, size: int) -> list[tuple[_Factor, _Factor]] | None:
-  """Factors of a leaf in every group, where they take less memory than the m gradients; else None."""
+  """Factors of a leaf in every group, alike in all and smaller than the m gradients; else None."""
   found = [one.factors(leaf) for one in traced]
-  if not all(found) or len({(*x.shape[1:], *d.shape[1:]) for x, d in found}) > 1:
+  if not all(found) or len({layout for _, layout in found}) > 1:
     return None
-  x, d = found[0]
-  return found if size * x.shape[1] ** 2 <= max(x.shape[2] * d.shape[2], size) else None
+  (x, d), _ = found[0]
+  return [sides for sides, _ in found] if size * x.shape[1] ** 2 <= max(x.shape[2] * d.shape[2], size) else None

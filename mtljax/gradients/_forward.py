@@ -39,14 +39,11 @@ class Forward(NamedTuple):
   lift: Callable[[PyTree], PyTree]
   model_state: PyTree
 
-  def pull_all(self, coefficients: Sequence[Array], present: Array) -> tuple[dict[str, PyTree], list[PyTree]]:
-    """Task gradients and rows of coefficient_t L_t, a number or one f[B] per example; zero for absent tasks.
-
-    They are zero even where a product is NaN.
-    """
+  def pull_all(self, coefficients: Array, present: Array) -> tuple[dict[str, PyTree], list[PyTree]]:
+    """Task gradients and rows of coefficient_t L_t; those of absent tasks are zero even where a product is NaN."""
     heads, rows = {}, []
     for t, name in enumerate(self.pull):
-      cotangent = [arrays.expand_to(coefficients[t], c.ndim).astype(c.dtype) * c for c in self.cotangents[name]]
+      cotangent = [(coefficients[t] * c).astype(c.dtype) for c in self.cotangents[name]]  # rounded once
       heads[name], row = arrays.select(present[t], *_trees.with_zeros(self.pull[name](cotangent)))
       rows.append(row)
     return heads, rows

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mtljax import arrays, inputs
+from mtljax import arrays, inputs, linalg
 from mtljax.base import Array, Batch, InputError, Model, PyTree, TaskGradients
 from mtljax.gradients import _forward, _trees
 
@@ -22,12 +22,14 @@ def make_oracle(
   alphas: Array,
   present: Array,
   chunk_size: int | None,
+  drop: bool,
 ) -> Callable[..., TaskGradients]:
   """What a balancer of level oracle is given.
 
   Args:
     parts: how many independent parts of the batch there are; `split` makes them.
     present: bool[T], tasks that the step has; the others have zero rows.
+    drop: whether a task that is not finite counts as absent.
 
   Returns:
     `(shared_delta=None, part=0, *, weights=None) -> TaskGradients`, to be called as often as the method likes, in loops
@@ -40,7 +42,7 @@ def make_oracle(
   pieces = split(batch, parts, names, model)
 
   def oracle(shared_delta=None, part=0, *, weights=None):
-    if part not in range(parts):
+    if not isinstance(part, int) or part not in range(parts):
       raise InputError(f'part: found {part!r}, expected one of {list(range(parts))}, the parts of the balancer.')
     shared = params['shared']
     if shared_delta is not None:
@@ -53,16 +55,20 @@ def make_oracle(
       pieces[part],
       key=key if part == 0 else jax.random.fold_in(key, part),
       alphas=alphas,
+      drop=drop,
     )
     here = forward.present & present
     scaled = jnp.where(here, alphas, 0)
     heads, rows = forward.pull_all(scaled if weights is None else scaled * weights, here)
     if weights is None:
-      found = _trees.lift_rows(forward.lift, _trees.stack(rows), shared, len(names), chunk_size)
+      found = arrays.psum(_trees.lift_rows(forward.lift, _trees.stack(rows), shared, len(names), chunk_size))
+      if drop:
+        here &= jax.vmap(arrays.all_finite)(found)
+        found = linalg.mask_rows(here, found)
     else:
-      found = forward.lift(_trees.tree_sum(rows))
+      found = arrays.psum(forward.lift(_trees.tree_sum(rows)))
     return TaskGradients(
-      grads={'shared': arrays.psum(found), 'tasks': arrays.psum(heads)},
+      grads={'shared': found, 'tasks': arrays.psum(heads)},
       losses=jnp.where(here, arrays.psum(forward.losses) * alphas, 0),
       present=here,
       weights=None,

@@ -59,6 +59,22 @@ BAD = {  # a call -> what its error names
   'forum rate': (lambda: b.forum(inner_lr=0.0), 'forum: inner_lr is 0.0'),
   'forum steps': (lambda: b.forum(inner_steps=2.5), 'forum: inner_steps is 2.5'),
   'forum decay': (lambda: b.forum(decay=-1.0), 'forum: decay is -1.0'),
+  'cagrad tuple': (lambda: b.cagrad(c=(0.1, 0.2)), r'cagrad: c is \(0.1, 0.2\)'),
+  'fairgrad array': (lambda: b.fairgrad(alpha=np.ones(2)), 'fairgrad: alpha is array'),
+  'modo tuple': (lambda: b.modo(gamma=(0.1, 0.2)), r'modo: gamma is \(0.1, 0.2\), expected a number >= 0'),
+  'auto_lambda tuple': (lambda: b.auto_lambda(inner_lr=(1.0, 2.0)), 'auto_lambda: inner_lr is'),
+  'auto_lambda initials': (lambda: b.auto_lambda(initial=jnp.ones(2)), 'auto_lambda: initial is'),
+  'moml list': (lambda: b.moml(inner_lr=[0.1]), r'moml: inner_lr is \[0.1\]'),
+  'moco array': (lambda: b.moco(rho=jnp.zeros(1)), 'moco: rho is'),
+  'sdmgrad counts': (lambda: b.sdmgrad(steps=(2,)), r'sdmgrad: steps is \(2,\), expected a whole number'),
+  'auto_lambda optimizer': (lambda: b.auto_lambda(optimizer=3), 'auto_lambda: optimizer is 3, expected None or an'),
+  'moml optimizer': (lambda: b.moml(optimizer='adam'), "moml: optimizer is 'adam'"),
+  'forum optimizer': (lambda: b.forum(optimizer=3), 'forum: optimizer is 3'),
+  'gradnorm optimizer': (lambda: b.gradnorm(optimizer=3), 'gradnorm: optimizer is 3'),
+  'uncertainty optimizer': (lambda: b.uncertainty(optimizer=3), 'uncertainty: optimizer is 3'),
+  'imtl optimizer': (lambda: b.imtl(optimizer=3), 'imtl: optimizer is 3'),
+  'imtl_l optimizer': (lambda: b.imtl_l(optimizer=3), 'imtl_l: optimizer is 3'),
+  'ldc_mtl optimizer': (lambda: b.ldc_mtl(optimizer=3), 'ldc_mtl: optimizer is 3'),
   'constant': (lambda: b.constant((1.0, float('inf'))), 'constant: weights'),
   'ema level': (lambda: b.ema(b.graddrop()), "level 'jacobian'"),
   'normalized level': (lambda: b.normalized(b.equal()), "level 'losses'"),
@@ -99,6 +115,16 @@ def test_a_traced_value_is_not_checked():
   """A sweep over a hyper-parameter is a vmap, compiled once."""
   sweep = jax.jit(jax.vmap(lambda c: b.aggregate(b.cagrad(c=c, rescale=0), 2 * jnp.eye(2)).direction))
   np.testing.assert_allclose(sweep(jnp.array([0.0, 0.4, 0.8])), [[1, 1], [1.4, 1.4], [1.8, 1.8]], rtol=1e-5)
+
+
+def test_scalars_and_counts_of_other_types():
+  """Arrays without axes are numbers, whole floats are counts, and what is meant task by task may be an array."""
+  found = b.aggregate(b.sdmgrad(lam=np.float32(0.5), steps=2.0, learning_rate=jnp.array(0.1)), J).direction
+  np.testing.assert_array_equal(found, b.aggregate(b.sdmgrad(lam=0.5, steps=2, learning_rate=0.1), J).direction)
+  found, want = (b.aggregate(b.forum(inner_steps=steps), J).direction for steps in (np.float64(5), 5))
+  np.testing.assert_array_equal(found, want)
+  for balancer in (b.graddrop(leak=(0.5, 1.0)), b.constant(np.ones(2)), b.stch(reference=[0.0, 0.0]), b.krum(1.0, 1.0)):
+    assert np.all(np.isfinite(b.aggregate(balancer, J).direction))
 
 
 def test_names_and_signatures():

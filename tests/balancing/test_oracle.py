@@ -137,6 +137,123 @@ def test_who_stays_shares_the_simplex(name, entry, x64):
   np.testing.assert_allclose(getattr(after, entry)[kept], getattr(want, entry), rtol=1e-8)
 
 
+def ask(balancer, state, without=None, kinds=(0, 1, 2), data=DATA):
+  """(new state, direction) of step 3, where part `without` has no label of task 1."""
+  labelled = np.ones((3, len(kinds)), bool)
+  if without is not None:
+    labelled[without, 1] = False
+  return stepper(balancer, kinds)[0](THETA, state, data, np.int32(3), labelled)[1:]
+
+
+def warm(name, **entries):
+  """A state after one step, the optimiser's memory included; then with these entries."""
+  balancer = RECURRENCES[name][0]
+  state = stepper(balancer)[0](THETA, fresh(balancer), DATA, np.int32(0), np.ones(T, bool))[1]
+  return state._replace(**{entry: jnp.asarray(value) for entry, value in entries.items()})
+
+
+KEPT = np.array([0, 2])
+
+
+def rests(after, before):
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[1], y[1]), after, before)
+
+
+def assert_same(found, want, rtol=1e-8):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12), found, want)
+
+
+@pytest.mark.parametrize('name', ['modo', 'sdmgrad'])
+@pytest.mark.parametrize('without', [1, 2])
+def test_a_task_without_labels_in_a_part_keeps_its_weight(name, without, x64):
+  """Its zero row is no stationary task; the others share the rest as if it were deleted."""
+  balancer, w = RECURRENCES[name][0], np.array([0.2, 0.5, 0.3])
+  after, d = ask(balancer, warm(name, weights=w), without)
+  small = fresh(balancer, 2)._replace(weights=jnp.asarray(w[KEPT] / 0.5))
+  want, _ = ask(balancer, small, kinds=(0, 2), data=DATA[:, KEPT])
+  assert_same(after.weights, np.insert(0.5 * np.asarray(want.weights), 1, 0.5))
+  rows = rows_at(THETA, 0)
+  pulled = after.weights + 0.3 / 3 if name == 'sdmgrad' else after.weights
+  np.testing.assert_allclose(d, pulled @ rows / (1.3 if name == 'sdmgrad' else 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['modo', 'sdmgrad'])
+def test_a_task_without_labels_in_part_0_is_weighed_all_the_same(name, x64):
+  balancer, state = RECURRENCES[name][0], warm(name)
+  assert_same(ask(balancer, state, 0)[0], ask(balancer, state)[0])
+
+
+@pytest.mark.parametrize('name', ['moml', 'forum'])
+def test_a_task_without_labels_in_the_inner_part(name, x64):
+  """As one without weight there; its logit and its optimiser's state rest."""
+  balancer, state = RECURRENCES[name][0], warm(name)
+  after, d = ask(balancer, state, 0)
+  want, e = ask(balancer, state._replace(logits=state.logits.at[1].set(-1e9)))
+  np.testing.assert_allclose(d, e, rtol=1e-8)
+  rests(after[:2], state[:2])
+  assert_same(jax.tree.map(lambda x: x[KEPT], after), jax.tree.map(lambda x: x[KEPT], want))
+  assert np.abs(after.logits - state.logits).max() > 1e-3
+
+
+def test_forum_without_labels_in_the_outer_part(x64):
+  """Its average rests, the others' are as if it were deleted."""
+  balancer, average = RECURRENCES['forum'][0], np.array([0.2, 0.5, 0.3])
+  state = warm('forum', average=average)
+  state = state._replace(logits=state.logits.at[1].set(-1e9))
+  after, d = ask(balancer, state, 1)
+  small = jax.tree.map(lambda x: x[KEPT], state)._replace(average=jnp.asarray(average[KEPT] / 0.5))
+  want, e = ask(balancer, small, kinds=(0, 2), data=DATA[:, KEPT])
+  np.testing.assert_allclose(d, e, rtol=1e-8)
+  assert_same(after.average, np.insert(0.5 * np.asarray(want.average), 1, 0.5))
+  assert_same(after.logits[KEPT], want.logits)
+
+
+def test_moml_without_labels_in_the_outer_part(x64):
+  """It has no say, as a stationary one; its logit moves with what the others say."""
+  balancer, state = RECURRENCES['moml'][0], warm('moml')
+  data = DATA.copy()
+  data[1, 1] = 0
+  after = ask(balancer, state, 1)
+  assert_same(after, ask(balancer, state, data=data))
+  assert np.abs(after[0].logits - state.logits)[1] > 1e-3
+
+
+def test_auto_lambda_without_labels(x64):
+  """Inner part: the weight rests, memory of the optimiser or not. Outer part: the task is not aimed at."""
+  make = lambda primary: b.auto_lambda(primary, 0.1, 0.2, optax.adam(0.05))
+  every, others = make((1.0, 1.0, 1.0)), make((1.0, 0.0, 1.0))
+  state = warm('auto_lambda')
+  assert_same(ask(every, state, 1), ask(others, state))
+  data = DATA.copy()
+  data[0, 1] = 0
+  after, d = ask(every, state, 0)
+  want, e = ask(every, state, data=data)
+  rests(after, state)
+  assert_same((after.weights[KEPT], d), (want.weights[KEPT], e))
+  assert abs(want.weights[1] - state.weights[1]) > 1e-3  # what a stationary task does
+
+
+@pytest.mark.parametrize('name', ['modo', 'sdmgrad', 'auto_lambda', 'moml'])
+def test_no_label_in_a_part_is_no_step_of_the_weights(name, x64):
+  balancer, state = RECURRENCES[name][0], warm(name)
+  labelled = np.repeat([[True], [False], [True]], T, axis=1)
+  _, after, d = stepper(balancer)[0](THETA, state, DATA, np.int32(3), labelled)
+  assert_same(after, state)
+  assert np.abs(d).max() > 1e-2
+
+
+@pytest.mark.parametrize(('name', 'entry'), [('modo', 'weights'), ('sdmgrad', 'weights'), ('forum', 'average')])
+def test_who_has_all_the_weight_leaves(name, entry, x64):
+  """The others start over from equal weights."""
+  step, present = stepper(RECURRENCES[name][0])[0], np.array([True, False, True])
+  alone, equal = (warm(name, **{entry: np.array(w)}) for w in ([0.0, 1.0, 0.0], [0.5, 0.0, 0.5]))
+  _, after, d = step(THETA, alone, DATA, np.int32(3), present)
+  _, want, e = step(THETA, equal, DATA, np.int32(3), present)
+  np.testing.assert_allclose(d, e, rtol=1e-8)
+  np.testing.assert_allclose(getattr(after, entry)[KEPT], getattr(want, entry)[KEPT], rtol=1e-8)
+  assert np.sum(getattr(after, entry)[KEPT]) == pytest.approx(1)
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_nobody_present(name, x64):
   step, _ = stepper(RECURRENCES[name][0])
