@@ -35,7 +35,7 @@ def without_size(batch):
   return batch | {'mask': {'size': jnp.zeros(problems.B, bool)}}
 
 
-PAIRS = [('equal', 'single'), ('famo', 'multi'), ('mgda', 'multi'), ('mgda-features', 'single'), ('graddrop', 'single')]
+PAIRS = [('famo', 'multi'), ('mgda', 'multi'), ('equal-features', 'single'), ('graddrop', 'single')]
 
 
 @pytest.mark.parametrize('name, kind', PAIRS)
@@ -97,7 +97,7 @@ class Headed(nn.Module):
     return nn.Dense(2)(Steep(trunk=False)(x))
 
 
-@pytest.mark.parametrize('name', ['equal', 'graddrop'])
+@pytest.mark.parametrize('name', ['equal'])
 def test_an_infinite_gradient_of_a_head(name):
   net = steep_net(trunk=False)
   state, step, batch = setup(name, net=net)
@@ -109,7 +109,7 @@ def test_an_infinite_gradient_of_a_head(name):
   assert not info.finite and info.nonfinite.tolist() == [False, True]
 
 
-@pytest.mark.parametrize('name', ['mgda', 'graddrop'])
+@pytest.mark.parametrize('name', ['graddrop'])
 def test_an_infinite_row_of_the_trunk(name):
   net = steep_net(trunk=True)
   state, step, batch = setup(name, net=net)
@@ -147,7 +147,7 @@ def test_all_dropped_rests():
   problems.leaves_close(after.replace(step=state.step), state, rtol=0)
 
 
-@pytest.mark.parametrize('mode', ['shard_map', 'pmap', 'sharded'])
+@pytest.mark.parametrize('mode', ['shard_map', 'sharded'])
 def test_devices_agree(mode):
   batch = problems.batch()
   results = []

@@ -44,7 +44,7 @@ def allowed(name, kind):
 
 
 # every mode meets every (level, at) pair, kinds of batch in rotation; the full product runs under the marker `full`
-PAIRS = ('equal', 'famo', 'equal-features', 'mgda', 'nash_mtl-features', 'pcgrad', 'graddrop')
+PAIRS = ('equal', 'famo', 'equal-features', 'mgda', 'nash_mtl-features', 'graddrop')
 ROTATION = [
   (mode, name, next(k for k in (KINDS[j % 3], 'single') if allowed(name, k)))
   for mode in MODES

@@ -48,7 +48,10 @@ def test_one_trace_whatever_the_masks(name):
   chex.clear_trace_counter()
 
 
-@pytest.mark.parametrize('name', ['equal', 'famo', 'mgda-features', 'pcgrad', 'graddrop'])
+FULL = [pytest.param(name, marks=pytest.mark.full) for name in ('equal', 'mgda-features', 'pcgrad')]
+
+
+@pytest.mark.parametrize('name', ['famo', 'graddrop', *FULL])
 def test_lanes_of_vmap_and_steps_of_scan_are_plain_steps(name):
   make, at = problems.BALANCERS[name]
   net, tasks, optimizer, balancer, state = problems.setup(make())
