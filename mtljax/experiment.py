@@ -212,13 +212,15 @@ def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
   """
   arrays.check_names('subset names', names, arrays.task_names(experiment.tasks), all_of=False)
   names = tuple(task.name for task in experiment.tasks if task.name in names)
+  stays = lambda penalties: tuple(p for p in penalties if p.task is None or p.task in names)
   return dataclasses.replace(
     experiment,
+    model=experiment.model._replace(penalties=stays(experiment.model.penalties)),
     tasks=tuple(task for task in experiment.tasks if task.name in names),
     train=dataclasses.replace(experiment.train, examples=data.select_tasks(experiment.train.examples, names)),
     val=[data.select_tasks(batch, names) for batch in experiment.val],
     test=[data.select_tasks(batch, names) for batch in experiment.test],
-    penalties=tuple(p for p in experiment.penalties if p.task is None or p.task in names),
+    penalties=stays(experiment.penalties),
   )
 
 

@@ -133,8 +133,7 @@ def make_train_step(
   _check_optimizer(optimizer)
   if isinstance(penalties, Penalty):
     raise InputError('penalties: found a single mtljax.Penalty, expected a tuple of them.')
-  own = [p for p in model.penalties if p.task is None or p.task in names]  # of a subset of the model's tasks
-  penalties = (*own, *penalties)
+  penalties = (*model.penalties, *penalties)
   _check_penalties(penalties, names)
   on_params = [p for p in penalties if p.on == 'params']
   optimizer = optax.with_extra_args_support(optimizer)

@@ -106,8 +106,10 @@ def test_subset_has_the_same_numbers(experiment):
 
 def test_subset_keeps_the_penalties_of_its_tasks(experiment):
   penalties = tuple(mtl.Penalty(1.0, lambda params: 0.0, task) for task in (None, 'kind', 'size'))
-  part = experiment_lib.subset(dataclasses.replace(experiment, penalties=penalties), ['kind'])
-  assert [penalty.task for penalty in part.penalties] == [None, 'kind']
+  model = experiment.model._replace(penalties=penalties)
+  part = experiment_lib.subset(dataclasses.replace(experiment, model=model, penalties=penalties), ['kind'])
+  for kept in (part.penalties, part.model.penalties):
+    assert [penalty.task for penalty in kept] == [None, 'kind']
   with pytest.raises(InputError, match=r"unknown \['sise'\]"):
     experiment_lib.subset(experiment, ['sise'])
 

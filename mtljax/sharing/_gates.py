@@ -170,13 +170,6 @@ def softmax_gate(gate: Any, count: int, name: str) -> Module:
   return Module(logits.init, apply)
 
 
-def by_task(modules: Mapping[str, Any], name: str) -> dict[str, Module]:
-  """{task: module} as pairs of pure functions."""
-  if not isinstance(modules, Mapping) or not modules:
-    raise InputError(f'{name}: found {modules!r}, expected a non-empty dictionary {{task: module}}.')
-  return {task: as_module(module, f'{name}[{task!r}]') for task, module in modules.items()}
-
-
 def gate_per_task(gates: Any, tasks) -> dict[str, Any]:
   """{task: gate} from None, one gate that every task gets its own copy of, or {task: gate}."""
   if isinstance(gates, Mapping):

@@ -5,6 +5,7 @@ from typing import Any
 
 from mtljax.base import Model
 from mtljax.sharing import _gates
+from mtljax.sharing.modules import by_task
 
 
 def cgc(
@@ -49,7 +50,7 @@ def cgc(
   Personalized Recommendations (RecSys 2020), https://doi.org/10.1145/3383313.3412236, section 4.1. Departure: the gate
   has a bias.
   """
-  heads = _gates.by_task(heads, 'heads')
+  heads = by_task(heads, 'heads')
   common = _gates.make_experts(shared, num_shared, 'shared', 'num_shared', default=2)
   mine = None if own is None else _gates.make_own(own, heads, num_own, 'own', 'num_own', default=2)
   given = _gates.gate_per_task(gates, heads)

@@ -13,7 +13,7 @@ import numpy as np
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty
 from mtljax.sharing import _gates
-from mtljax.sharing.modules import Module
+from mtljax.sharing.modules import Module, by_task
 
 EPSILON = 1e-6  # inside the logarithm of the entropy, whose derivative is infinite at 0
 
@@ -75,7 +75,7 @@ def dselect_k(
   static gates.
   """
   shared = _gates.make_experts(experts, num_experts, 'experts', 'num_experts', default=4)
-  heads = _gates.by_task(heads, 'heads')
+  heads = by_task(heads, 'heads')
   if not isinstance(k, numbers.Integral) or not 1 <= k <= shared.count:
     raise InputError(f'k: found {k!r}, expected a whole number from 1 to the number of experts, {shared.count}.')
   gamma = _gates.positive('gamma', gamma)

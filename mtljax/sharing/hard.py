@@ -7,7 +7,7 @@ import jax
 
 from mtljax import arrays
 from mtljax.base import InputError, Model
-from mtljax.sharing.modules import Module, as_module, explained
+from mtljax.sharing.modules import Module, as_module, by_task, explained
 
 
 def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None = None) -> Model:
@@ -41,9 +41,9 @@ def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None =
   https://doi.org/10.1023/A:1007379606734.
   """
   shared = as_module(trunk, 'trunk')
-  heads = _by_task(heads, 'heads')
+  heads = by_task(heads, 'heads')
   if stems is not None:
-    stems = _by_task(stems, 'stems')
+    stems = by_task(stems, 'stems')
     arrays.check_names('stems', stems, heads)
 
   def init(key, inputs):
@@ -96,9 +96,3 @@ def _start(module: Module, name: str, key, x):
   with explained(name, x):
     params, state = module.init(key, x)
     return module.apply(params, state, x, train=False, key=None)[0], params, state
-
-
-def _by_task(modules: Mapping[str, Any], name: str) -> dict[str, Module]:
-  if not isinstance(modules, Mapping) or not modules:
-    raise InputError(f'{name}: found {modules!r}, expected a non-empty dictionary {{task: module}}.')
-  return {task: as_module(module, f'{name}[{task!r}]') for task, module in modules.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 from mtljax.base import Model
 from mtljax.sharing import _gates
+from mtljax.sharing.modules import by_task
 
 
 def mmoe(experts: Any, heads: Mapping[str, Any], num_experts: int | None = None, gates: Any = None) -> Model:
@@ -44,7 +45,7 @@ def mmoe(experts: Any, heads: Mapping[str, Any], num_experts: int | None = None,
   be of different kinds.
   """
   shared = _gates.make_experts(experts, num_experts, 'experts', 'num_experts', default=4)
-  heads = _gates.by_task(heads, 'heads')
+  heads = by_task(heads, 'heads')
   given = _gates.gate_per_task(gates, heads)
   made = {task: _gates.softmax_gate(given[task], shared.count, f'gates[{task!r}]') for task in heads}
   return _gates.one_level(shared, None, heads, made, 'experts')

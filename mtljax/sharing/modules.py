@@ -62,6 +62,13 @@ def as_module(x: Any, name: str) -> Module:
   )
 
 
+def by_task(modules: Mapping[str, Any], name: str) -> dict[str, Module]:
+  """{task: module} as `Module`s; raises an InputError on anything else."""
+  if not isinstance(modules, Mapping) or not modules:
+    raise InputError(f'{name}: found {modules!r}, expected a non-empty dictionary {{task: module}}.')
+  return {task: as_module(module, f'{name}[{task!r}]') for task, module in modules.items()}
+
+
 def named_keywords(function: Callable, positional: int, offered: Mapping[str, Any]) -> dict[str, Any]:
   """Those of the offered keywords that `function` names, apart from the ones its positional arguments fill."""
   kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mtljax.base import InputError, Model
 from mtljax.sharing.hard import hard
-from mtljax.sharing.modules import Module, as_module
-from mtljax.sharing.stages import as_stages, composed, modules_by_task
+from mtljax.sharing.modules import Module, as_module, by_task
+from mtljax.sharing.stages import as_stages, composed
 from mtljax.trunks import BatchNorm, Conv, max_pool
 
 
@@ -90,7 +90,7 @@ def mtan(
 
     return composed(walk)
 
-  return hard(composed(trunk), {task: own(head) for task, head in modules_by_task(heads).items()}, stems)
+  return hard(composed(trunk), {task: own(head) for task, head in by_task(heads, 'heads').items()}, stems)
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any
 from mtljax.base import InputError, Model
 from mtljax.sharing import _gates
 from mtljax.sharing.cgc import cgc
+from mtljax.sharing.modules import by_task
 
 
 def ple(
@@ -59,7 +60,7 @@ def ple(
   Personalized Recommendations (RecSys 2020), https://doi.org/10.1145/3383313.3412236, section 4.2. Departures: gates
   have a bias. Own experts in a shared gate are in the alphabetical order of their tasks.
   """
-  heads = _gates.by_task(heads, 'heads')
+  heads = by_task(heads, 'heads')
   names = tuple(sorted(heads))
   shared, own = (list(x) if _gates.is_list(x) else [x] for x in (shared, own))
   if len(shared) != len(own) or not shared:

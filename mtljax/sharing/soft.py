@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing.hard import hard
-from mtljax.sharing.modules import Module, as_module
-from mtljax.sharing.stages import composed, modules_by_task
+from mtljax.sharing.modules import Module, as_module, by_task
+from mtljax.sharing.stages import composed
 
 
 def soft(
@@ -69,7 +69,7 @@ def soft(
     return measure({task: _matching(own['trunk'], where) for task, own in sorted(params['tasks'].items())})
 
   nothing = Module(lambda key, x: ({}, {}), lambda params, state, x, *, train, key: ((), state))
-  own = {task: _own(module, head) for task, head in modules_by_task(heads).items()}
+  own = {task: _own(module, head) for task, head in by_task(heads, 'heads').items()}
   return hard(nothing, own)._replace(penalties=(Penalty(beta, value),))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model
 from mtljax.sharing.hard import hard
-from mtljax.sharing.modules import Module, as_module, describe, explained
+from mtljax.sharing.modules import Module, as_module, by_task, describe, explained
 
 
 class Stages(NamedTuple):
@@ -161,7 +161,7 @@ def streams(
   Returns:
     A `Model`.
   """
-  heads = modules_by_task(heads)
+  heads = by_task(heads, 'heads')
   last = list(stages.modules)[-1]
 
   def walk(call, x, *, inputs):
@@ -176,13 +176,6 @@ def streams(
     return xs if readout is None else call(('readout',), readout, layers)
 
   return hard(composed(walk), {task: reading(head, lambda z, t=task: z[t]) for task, head in heads.items()}, stems)
-
-
-def modules_by_task(heads: Mapping[str, Any]) -> dict[str, Module]:
-  """{task: module} as `Module`s."""
-  if not isinstance(heads, Mapping) or not heads:
-    raise InputError(f'heads: found {heads!r}, expected a non-empty dictionary {{task: module}}.')
-  return {task: as_module(head, f'heads[{task!r}]') for task, head in heads.items()}
 
 
 def reading(head: Module, read: Callable) -> Module:
