@@ -93,7 +93,8 @@ class Penalty(NamedTuple):
 
   Attributes:
     weight: beta_t, a number or an optax schedule.
-    value: `params -> scalar`, or with `on='outputs'` `(params, {task: outputs}) -> scalar`.
+    value: `params -> scalar`, or with `on='outputs'` `(params, {task: outputs}) -> scalar`, which may name a keyword
+      `inputs` and then gets {task: inputs} of the batch (gates that are functions of the inputs).
     task: the task whose absence from a batch switches the penalty off; None for one that always acts.
     on: what `value` reads, 'params' or 'outputs' (distillation, gate entropy).
   """

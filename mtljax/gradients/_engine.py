@@ -103,7 +103,7 @@ def task_gradients(
       )
     return result, arrays.select(present.any(), state, balancer_state)
 
-  penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward)
+  penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
 
   def pull_trunk(row):
     """The row's gradient of the shared parameters, with that of the penalties."""
@@ -171,7 +171,7 @@ def task_gradients(
     if drop:
       present &= jax.vmap(arrays.all_finite)(jacobian)
       jacobian = linalg.mask_rows(present, jacobian)
-      penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward)
+      penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
     gramian = _trees.gramian(jacobian, len(names))
     if balancer.level == 'gramian':
       weights, balancer_state = balance(gramian, present)

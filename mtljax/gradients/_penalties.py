@@ -1,14 +1,17 @@
 """beta_t R_t and its gradients, outside every balancer."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 
-from mtljax import arrays
+from mtljax import arrays, inputs
 from mtljax.base import Array, Penalty
 from mtljax.gradients import _trees
 
 
-def output_penalties(penalties, names, present, step, params, forward):
+def output_penalties(penalties, names, present, step, params, forward, batch):
   """Sum of beta_t R_t(params, outputs), its gradient with respect to the parameters, and its row."""
   penalties = [p for p in penalties if p.on == 'outputs']
   if not penalties:
@@ -17,7 +20,8 @@ def output_penalties(penalties, names, present, step, params, forward):
   value, grads, cotangents = jnp.zeros((), arrays.real_dtype()), *jax.tree.map(jnp.zeros_like, (params, floats))
   for penalty in penalties:
     weight = penalty_weight(penalty, names, present, step) / arrays.psum(1)  # the mean over devices
-    scaled = scaled_penalty(lambda p, z, r=penalty.value: r(p, merge(z, others)), weight, params, floats)
+    regulariser = _value(penalty, names, batch)
+    scaled = scaled_penalty(lambda p, z, r=regulariser: r(p, merge(z, others)), weight, params, floats)
     value, grads, cotangents = _trees.tree_sum([(value, grads, cotangents), scaled])
   by_task = merge(cotangents, [None] * len(others))
   rows = []
@@ -27,6 +31,13 @@ def output_penalties(penalties, names, present, step, params, forward):
     grads['tasks'][name] = _trees.tree_sum([grads['tasks'][name], head])
     rows.append(row)
   return arrays.psum(value), grads, _trees.tree_sum(rows)
+
+
+def _value(penalty, names, batch):
+  """`(params, outputs) -> scalar` of a penalty on outputs, given the inputs of the batch if it names them."""
+  if 'inputs' not in inspect.signature(penalty.value).parameters:
+    return penalty.value
+  return functools.partial(penalty.value, inputs={name: inputs.task_inputs(batch, name)[0] for name in names})
 
 
 def scaled_penalty(function, weight, *primals):

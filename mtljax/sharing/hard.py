@@ -17,7 +17,8 @@ def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None =
   `(init, apply)`, mixed at will.
 
   Args:
-    trunk: inputs f[B, ...] -> features, any pytree.
+    trunk: inputs f[B, ...] -> features, any pytree; a trunk that names a keyword `tasks` gets the names of the tasks
+      that read them.
     heads: {task: module}, features -> outputs; a head that names a keyword `inputs` gets the task's own inputs too.
     stems: {task: module}, a task's inputs -> the trunk's inputs, for inputs of different modality (multi-input batches
       only); the parameters of a task are then `{'stem': ..., 'head': ...}`.
@@ -60,12 +61,14 @@ def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None =
         z = x
       if shared_params is None:
         with explained(f'trunk (inputs of {task!r})', z):
-          shared_params, shared_state = shared.init(arrays.name_key(key, 'shared'), z)
+          shared_params, shared_state = shared.init(arrays.name_key(key, 'shared'), z, tasks=tuple(inputs))
       same = tuple(id(leaf) for leaf in jax.tree.leaves(z))
       if same not in features:
         with explained(f'trunk (inputs of {task!r})', z):
           # The arrays are kept beside their ids, which are unique only as long as the arrays live.
-          features[same] = shared.apply(shared_params, shared_state, z, train=False, key=None)[0], z
+          z_tasks = tuple(inputs) if stems is None else (task,)
+          applied = shared.apply(shared_params, shared_state, z, train=False, key=None, tasks=z_tasks)
+          features[same] = applied[0], z
       with explained(f'heads[{task!r}]', features[same][0]):
         head_params, head_state = heads[task].init(own_key, features[same][0], inputs=x)
       if stems is None:
@@ -76,7 +79,7 @@ def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None =
     return {'shared': shared_params, 'tasks': params}, {'shared': shared_state, 'tasks': state}
 
   def apply_trunk(params, state, inputs, *, tasks, train, key):
-    return shared.apply(params, state, inputs, train=train, key=key)
+    return shared.apply(params, state, inputs, train=train, key=key, tasks=tasks)
 
   def apply_head(params, state, features, *, inputs=None, task, train, key):
     if stems is None:

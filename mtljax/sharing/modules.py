@@ -23,7 +23,8 @@ class Module(NamedTuple):
     apply: `(params, state, *args, train, key) -> (outputs, state)`; `key` may be None when not `train`. The state that
       comes back has the structure of the one that went in.
 
-  Either may name further keywords that the architecture offers (heads: `inputs`); others are not passed.
+  Either may name further keywords that the architecture offers (heads: `inputs`, trunks: `tasks`); others are not
+  passed.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]

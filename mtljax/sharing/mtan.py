@@ -68,7 +68,7 @@ def mtan(
   tail = {stage: _bare(found.modules[stage], stage) for stage in names[ends[-1] :]}
   attention = as_module(Attention(reduction, batch_norm), 'attention')
 
-  def trunk(call, x, *, inputs):
+  def trunk(call, x):
     features = {}
     for cut, members in blocks.items():
       outputs = []

@@ -67,7 +67,7 @@ def nddr(
     for index, task in enumerate(tasks)
   }
 
-  def unit(call, xs, *, inputs):
+  def unit(call, xs):
     x = jnp.concatenate(list(stack_streams(xs)), axis=-1)
     return {task: call((task,), projections[task], x) for task in tasks}
 

@@ -10,7 +10,7 @@ import numpy as np
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model
 from mtljax.sharing.hard import hard
-from mtljax.sharing.modules import Module, as_module, by_task, describe, explained
+from mtljax.sharing.modules import Module, as_module, by_task, describe, explained, named_keywords
 
 
 class Stages(NamedTuple):
@@ -87,14 +87,18 @@ def composed(walk: Callable) -> Module:
   """A module made of modules: `walk` says once what initialising and applying do.
 
   Args:
-    walk: `(call, *args, inputs) -> outputs`, which runs a part as `call(path, module, *xs, **offered)`; `path`, a tuple
-      of strings, is where the part's parameters and state lie and what its key is drawn from.
+    walk: `(call, *args) -> outputs`, which runs a part as `call(path, module, *xs, **offered)`; `path`, a tuple of
+      strings, is where the part's parameters and state lie and what its key is drawn from. It may name the keywords
+      `inputs`, which heads are offered, and `tasks`, which trunks are.
 
   Returns:
-    A `Module`; `inputs` is what heads are offered, None elsewhere.
+    A `Module`.
   """
 
-  def init(key, *args, inputs=None):
+  def offered_to_walk(args, inputs, tasks):
+    return named_keywords(walk, 1 + len(args), {'inputs': inputs, 'tasks': tasks})
+
+  def init(key, *args, inputs=None, tasks=()):
     params, state = {}, {}
 
     def call(path, module, *xs, **offered):
@@ -105,10 +109,10 @@ def composed(walk: Callable) -> Module:
       _put(state, path, own_state)
       return outputs
 
-    walk(call, *args, inputs=inputs)
+    walk(call, *args, **offered_to_walk(args, inputs, tasks))
     return params, state
 
-  def apply(params, state, *args, train, key, inputs=None):
+  def apply(params, state, *args, train, key, inputs=None, tasks=()):
     new = {}
 
     def call(path, module, *xs, **offered):
@@ -117,7 +121,7 @@ def composed(walk: Callable) -> Module:
       _put(new, path, own)
       return outputs
 
-    outputs = walk(call, *args, inputs=inputs)
+    outputs = walk(call, *args, **offered_to_walk(args, inputs, tasks))
     return outputs, new
 
   return Module(init, apply)
@@ -127,7 +131,7 @@ def chained(trunk: Any, cuts: Sequence[str | int] | None = None) -> Module:
   """The stages one after another as one module with the parameters {stage: ...}, a trunk for `hard` and `soft`."""
   stages = as_stages(trunk, cuts, 'trunk')
 
-  def walk(call, x, *, inputs):
+  def walk(call, x):
     for stage, module in stages.modules.items():
       x = call((stage,), module, x)
     return x
@@ -164,7 +168,7 @@ def streams(
   heads = by_task(heads, 'heads')
   last = list(stages.modules)[-1]
 
-  def walk(call, x, *, inputs):
+  def walk(call, x):
     xs = dict.fromkeys(sorted(heads), x)
     layers = {task: [] for task in xs}
     for stage, module in stages.modules.items():
