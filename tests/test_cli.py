@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import checkpoint, cli, experiment, loop, rundir
+from mtljax import checkpoint, cli, experiment, loop, rundir, sharing
 from mtljax.cli import COMMANDS, main
 
 TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--balancer', 'uncertainty')
@@ -184,6 +184,21 @@ def test_balancers_are_split_at_their_commas(folder, capfd, monkeypatch, text, b
   assert code == 0 and plans[0].balancers == balancers and plans[0].seeds == (0, 1, 2) and plans[0].steps == 40
 
 
+def test_architectures_are_variants(folder, capfd, monkeypatch):
+  source = tiny.SOURCE.replace('  width: int = 8\n', "  width: int = 8\n  architecture: str = 'hard'\n", 1)
+  source = source.replace('mtl.sharing.hard(', 'mtl.sharing.parse(config.architecture)(')
+  given = []
+  monkeypatch.setattr(cli, 'compare', lambda experiment, plan, variants, **_: given.append((experiment, variants)))
+  path = tiny.write(folder, 'several', source)
+  code, _, _ = call(capfd, 'compare', str(path), '--architectures', 'mmoe(num_experts=3), hard,mmoe(num_experts=3)')
+  assert code == 0
+  experiment, variants = given[0]
+  assert list(variants) == ['mmoe(num_experts=3)', 'hard']
+  assert all(variant.train is experiment.train and variant.test is experiment.test for variant in variants.values())
+  code, _, _ = call(capfd, 'compare', str(path), '--architectures', 'soft,all', '--width', '4')
+  assert code == 0 and set(given[1][1]) == set(sharing.ARCHITECTURES) and list(given[1][1])[0] == 'soft'
+
+
 def never(*args, **kwargs):
   raise AssertionError('trained')
 
@@ -217,6 +232,7 @@ def never(*args, **kwargs):
     (['compare', 'TINY', '--seeds', '0'], r'seeds: found 0, expected a positive integer'),
     (['compare', 'TINY', '--learning_rates', 'fast'], r"learning_rates: found 'fast', expected numbers"),
     (['compare', 'TINY', '--learning_rate', '1'], r"option '--learning_rate' is unknown"),
+    (['compare', 'TINY', '--architectures', 'all'], r'architectures: the Config of tiny has no field `architecture`'),
     (['compare'], r'mtljax compare: experiment: found none'),
     (['evaluate'], r'mtljax evaluate: run directory: found none'),
     (['evaluate', 'nowhere'], r'run directory nowhere: found no config.json'),

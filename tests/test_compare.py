@@ -5,6 +5,7 @@ import json
 import math
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import loop
+from mtljax import loop, sharing
 from mtljax.base import InputError
-from mtljax.compare import Lanes, Plan, compare, lane_evaluator
+from mtljax.compare import compare
 from mtljax.experiment import Options, subset
+from mtljax.lanes import Lanes, Plan, lane_evaluator
 
 PLAN = Plan(balancers=('pcgrad',), seeds=(0, 4), learning_rates=(1e-7, 1e-2), steps=30)
 
@@ -166,11 +168,44 @@ def test_what_is_wrong_is_found_before_training(experiment, tmp_path, monkeypatc
   assert not (tmp_path / 'run').exists()
 
 
+def test_variants_are_rows_for_every_balancer_against_the_same_baselines(experiment, tmp_path):
+  def variant(architecture):
+    heads = {'kind': nn.Dense(2), 'size': nn.Dense(1)}
+    return dataclasses.replace(experiment, model=sharing.parse(architecture)(mtl.trunks.MLP((8,)), heads))
+
+  variants = {name: variant(name) for name in ('mmoe(num_experts=2)', 'hard')}
+  plan = dataclasses.replace(PLAN, learning_rates=(1e-2,), steps=10)
+  found = compare(experiment, plan, variants=variants, run_dir=tmp_path / 'run', progress=False)
+  rows = {row['method']: row for row in found.rows}
+  names = [f'{variant}, {method}' for variant in variants for method in ('equal', 'pcgrad')]
+  assert list(rows)[0] == 'single-task' and set(rows) == {'single-task', *names}
+  plain = compare(experiment, plan, progress=False)
+  again = {row['method']: row for row in plain.rows}
+  for one, other in (('single-task', 'single-task'), ('hard, equal', 'equal'), ('hard, pcgrad', 'pcgrad')):
+    assert rows[one]['test'] == again[other]['test']
+  assert rows['mmoe(num_experts=2), equal']['test'] != rows['hard, equal']['test']
+  trunk, heads = 6 * 8 + 8, (8 * 2 + 2) + (8 + 1)
+  sizes = {name: row['parameters'] for name, row in rows.items()}
+  assert sizes == {
+    'single-task': 2 * trunk + heads,
+    **dict.fromkeys(names[2:], trunk + heads),
+    **dict.fromkeys(names[:2], 2 * trunk + heads + 2 * (6 * 2 + 2)),
+  }
+  assert rows[names[0]]['step_time'] == 1 and f'time/{names[0]}' in str(found) and f'{2 * trunk + heads}' in str(found)
+  assert 'parameters' not in str(plain)
+
+
 def test_an_earlier_comparison_is_not_overwritten(experiment, tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'fit', functools.partial(pytest.fail, 'trained'))
   (tmp_path / 'compare.json').write_text('{}')
   with pytest.raises(InputError, match='--overwrite'):
     compare(experiment, PLAN, run_dir=tmp_path, progress=False)
+
+
+def test_a_variant_of_other_tasks_is_refused(experiment, monkeypatch):
+  monkeypatch.setattr(loop, 'fit', functools.partial(pytest.fail, 'trained'))
+  with pytest.raises(InputError, match=r"variants: found one with tasks \('kind',\), expected \('kind', 'size'\)"):
+    compare(experiment, PLAN, variants={'one': subset(experiment, ['kind'])}, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import mtljax
 
 ROOT = pathlib.Path(mtljax.__file__).parent
 FLOORS = {
-  0: ('base', 'arrays', 'version'),
+  0: ('base', 'arrays', 'version', 'calls'),
   1: ('linalg', 'losses', '_solvers', 'metrics', 'relations', 'inputs'),
-  2: ('penalties', 'trunks', 'heads', 'balancing', 'data'),
+  2: ('penalties', 'learned_relations', 'trunks', 'heads', 'balancing', 'data'),
   3: ('sharing',),
   4: ('gradients', 'optim'),
   5: ('train_step', 'evaluate', 'parallel'),
   6: ('checkpoint', 'transfer', 'analysis'),
   7: ('experiment', 'rundir', 'loop'),
-  8: ('cli', 'compare'),
+  8: ('cli', 'compare', 'lanes', 'options'),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OWNERS = {
@@ -25,7 +25,7 @@ OWNERS = {
   'grain': ('data',),
   'orbax': ('checkpoint',),
   'flax': ('trunks', 'heads', 'sharing'),
-  'tyro': ('cli',),
+  'tyro': ('options',),
   'torch': (),
   'scipy': (),
   'tensorflow': (),

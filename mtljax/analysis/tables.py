@@ -38,15 +38,19 @@ def metric_table(values: Mapping[str, Mapping[str, float]], title: str = 'task')
   return aligned([title, *names], rows)
 
 
-def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str]) -> str:
+def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: str = 'equal') -> str:
   """The table of a comparison, in the order of `rows`.
 
   Args:
     rows: of `compare`.
     tasks: {task: its first metric}.
+    reference: the row whose step time is 1.
+
+  The number of parameters is shown where it differs from row to row, baselines apart.
   """
+  sizes = {row.get('parameters') for row in rows[1:]}
   header = ['method', *(f'{task} {metric}' for task, metric in tasks.items())]
-  header += ['Δm [%]', 'rank', 'time/equal', 'steps', 'rate']
+  header += ['Δm [%]', 'rank', f'time/{reference}', *(['parameters'] if len(sizes) > 1 else []), 'steps', 'rate']
   text = []
   for row in rows:
     rate = row['learning_rate']
@@ -58,6 +62,7 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str]) -> str:
         with_interval(row['delta_m'], '+.2f'),
         number(row['mean_rank'], '.2f'),
         number(row['step_time'], '.2f'),
+        *([f'{row["parameters"]:,}'] if len(sizes) > 1 else []),
         str(row['steps']),
         '/'.join(f'{rate:g}' for rate in dict.fromkeys(rates)),
       ]

@@ -8,6 +8,7 @@ from mtljax.sharing.mmoe import mmoe
 from mtljax.sharing.modules import Module, keeps_own_values
 from mtljax.sharing.mtan import mtan
 from mtljax.sharing.nddr import nddr
+from mtljax.sharing.parsing import parse
 from mtljax.sharing.ple import ple
 from mtljax.sharing.sluice import sluice
 from mtljax.sharing.soft import soft
@@ -37,6 +38,7 @@ __all__ = [
   'mmoe',
   'mtan',
   'nddr',
+  'parse',
   'ple',
   'sluice',
   'soft',

@@ -1,0 +1,140 @@
+"""The rows of a comparison, trained: seeds and rates as lanes of one compiled program."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtljax import arrays, balancing, evaluate, loop, train_step
+from mtljax.base import InputError
+from mtljax.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What every row of a comparison shares.
+
+  Attributes:
+    balancers: methods, by name or as calls with literals; `equal` is always among them.
+    seeds: of the runs; the same for every row.
+    learning_rates: tried for every row; the best on validation data is reported.
+    steps: budget of every run.
+    at: where task gradients are balanced, on shared parameters or on shared features.
+  """
+
+  balancers: Sequence[str] = ('equal',)
+  seeds: Sequence[int] = (0, 1, 2)
+  learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
+  steps: int = 500
+  at: str = 'params'
+
+  def __post_init__(self):
+    checks = {
+      'seeds': ('whole numbers >= 0', lambda seed: seed >= 0 and seed == int(seed)),
+      'learning_rates': ('positive numbers', lambda rate: 0 < rate < float('inf')),
+    }
+    for name, (expected, fits) in checks.items():
+      values = list(getattr(self, name))
+      if not values or not all(map(fits, values)) or len(set(values)) < len(values):
+        raise InputError(f'{name}: found {values}, expected one or more different {expected}.')
+    if self.steps < 1:
+      raise InputError(f'steps: found {self.steps}, expected a positive integer.')
+
+
+class Lanes:
+  """One row of a comparison: all rates (R) times seeds (S) of one method as one compiled program.
+
+  A step is a plain function, so a stack of states goes through `vmap`, the learning rate being an argument. A method
+  that builds a Jacobian runs its lanes one after another in that program when it is on the CPU: batched over lanes and
+  tasks at once, XLA's products take twice as long there.
+
+  Args:
+    experiment, plan: what to run.
+    balancer: the method.
+    evaluator: `lane_evaluator(experiment)`.
+
+  Attributes:
+    state: stack of states, rates first: lane r * S + s.
+  """
+
+  def __init__(self, experiment: Experiment, plan: Plan, balancer: str, evaluator: Callable):
+    self.experiment, self.plan, self.evaluator = experiment, plan, evaluator
+    self.names = arrays.task_names(experiment.tasks)
+    model, tasks, train = experiment.model, experiment.tasks, experiment.train
+    method = balancing.parse(balancer, steps_per_epoch=train.steps_per_epoch)
+    batch = train(plan.seeds[0], 0)
+
+    def init(rate, key):
+      return train_step.init_state(model, tasks, experiment.optimizer(rate, self.names), method, batch, key)
+
+    def lane(rate, state, rows, examples):
+      optimizer = experiment.optimizer(rate, self.names)
+      step = train_step.make_train_step(
+        model, tasks, optimizer, method, at=plan.at, penalties=tuple(experiment.penalties)
+      )
+      return step(state, train.take(examples, rows))
+
+    def one_by_one(rates, state, rows, examples):
+      return jax.lax.map(lambda args: lane(*args, examples), (rates, state, rows))
+
+    self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
+    keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
+    self.state = jax.jit(lambda *lanes: jax.lax.map(lambda lane: init(*lane), lanes))(self.rates, keys)
+    serial = jax.default_backend() == 'cpu' and method.level != 'losses'
+    self._program = jax.jit(one_by_one if serial else jax.vmap(lane, (0, 0, 0, None)), donate_argnums=1)
+    self._program.eval_shape(*self._arguments(self.state, 0))  # finds what is wrong before anything is trained
+
+  def _arguments(self, state, index):
+    train, plan = self.experiment.train, self.plan
+    rows = [train.indices(seed, index) for seed in plan.seeds] * len(plan.learning_rates)
+    return self.rates, state, jax.tree.map(lambda *rows: np.stack(rows), *rows), train.examples
+
+  def train(self, title: str, progress: bool) -> int:
+    """Runs the budget and returns how many steps of all lanes were skipped because they were not finite."""
+    fitted = loop.fit(
+      self.state,
+      lambda state, index: self._program(*self._arguments(state, index)),
+      self.plan.steps,
+      names=self.names,
+      log_every=20,
+      on_nonfinite='skip',  # a lane that diverges stands still and keeps the others running
+      title=title,
+      progress=progress,
+    )
+    if fitted.stopped:
+      raise KeyboardInterrupt
+    self.state = fitted.state
+    return int(fitted.skipped.sum())
+
+  def evaluate(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """{'val' and 'test': {task: {metric: f[R, S]}}}."""
+    shape = (len(self.plan.learning_rates), len(self.plan.seeds))
+    return {split: self.evaluator(self.state, getattr(self.experiment, split), shape) for split in ('val', 'test')}
+
+
+def lane_evaluator(experiment: Experiment) -> Callable:
+  """`(stack of states, batches, shape) -> {task: {metric: f[shape]}}`, compiled once for all rows of the experiment."""
+  model, tasks = experiment.model, experiment.tasks
+  eval_step = jax.jit(jax.vmap(evaluate.make_eval_step(model, tasks), (0, 0, None)))
+  merge = jax.jit(jax.vmap(lambda a, b: evaluate.merge(tasks, a, b)))
+  compute = jax.jit(jax.vmap(lambda sums: evaluate.compute(tasks, sums)))
+
+  def run(state, batches, shape):
+    variables = (state.params, state.model_state)
+    if any(task.decode is not None for task in tasks):  # decoders run outside of jit, lane by lane
+      lanes = [jax.tree.map(lambda x, i=i: x[i], variables) for i in range(state.step.size)]
+      values = jax.tree.map(
+        lambda *x: np.array(x), *(evaluate.evaluate(model, tasks, *lane, batches) for lane in lanes)
+      )
+    else:
+      sums = [eval_step(*variables, batch) for batch in batches]
+      values = jax.device_get(compute(functools.reduce(merge, sums)))
+    return {
+      task.name: {n: np.asarray(values[task.name][n], float).reshape(shape) for n in (*task.metrics, 'loss')}
+      for task in tasks
+    }
+
+  return run
