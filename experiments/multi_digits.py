@@ -35,6 +35,7 @@ class Config:
   """Recipe of the experiment.
 
   Attributes:
+    architecture: what is shared, and how: a name of `mtljax list` or a call such as 'mmoe(num_experts=3)'.
     learning_rate: of Adam at the start, trunk and heads; it falls to 0 with the cosine of the step.
     steps: how many batches are learned from.
     batch_size: pairs of digits per step.
@@ -45,6 +46,7 @@ class Config:
     data_dir: folder of prepared data sets.
   """
 
+  architecture: str = 'hard'
   learning_rate: float = 3e-3
   steps: int = 2000
   batch_size: int = 32
@@ -67,7 +69,7 @@ def build(config: Config) -> mtl.Experiment:
 
   return mtl.Experiment(
     name='multi_digits',
-    model=mtl.sharing.hard(trunk, {task.name: nn.Dense(10) for task in tasks}),
+    model=mtl.sharing.parse(config.architecture)(trunk, {task.name: nn.Dense(10) for task in tasks}),
     tasks=tasks,
     train=mtl.data.Batches(splits['train'], config.batch_size),
     val=mtl.data.eval_batches(splits['val'], 500),

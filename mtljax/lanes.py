@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtljax import arrays, balancing, evaluate, loop, train_step
+from mtljax import arrays, balancing, evaluate, inputs, loop, train_step
 from mtljax.base import InputError
 from mtljax.experiment import Experiment
+
+LARGE = 2**17  # bytes of a task's inputs in a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Plan:
 class Lanes:
   """One row of a comparison: all rates (R) times seeds (S) of one method as one compiled program.
 
-  A step is a plain function, so a stack of states goes through `vmap`, the learning rate being an argument. A method
-  that builds a Jacobian runs its lanes one after another in that program when it is on the CPU: batched over lanes and
-  tasks at once, XLA's products take twice as long there.
+  A step is a plain function, so a stack of states goes through `vmap`, the learning rate being an argument. On the
+  CPU lanes run one after another in that program where this is faster: for a method that builds a Jacobian (batched
+  over lanes and tasks at once, XLA's products take twice as long), and for inputs so large that the activations of all
+  lanes leave the cache (a LeNet on 36x36 pixels took 1.5 to 2 times as long, six lanes at once).
 
   Args:
     experiment, plan: what to run.
@@ -83,7 +86,8 @@ class Lanes:
     self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
     keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
     self.state = jax.jit(lambda *lanes: jax.lax.map(lambda lane: init(*lane), lanes))(self.rates, keys)
-    serial = jax.default_backend() == 'cpu' and method.level != 'losses'
+    large = sum(leaf.nbytes for leaf in jax.tree.leaves(inputs.task_inputs(batch, self.names[0])[0])) > LARGE
+    serial = jax.default_backend() == 'cpu' and (method.level != 'losses' or large)
     self._program = jax.jit(one_by_one if serial else jax.vmap(lane, (0, 0, 0, None)), donate_argnums=1)
     self._program.eval_shape(*self._arguments(self.state, 0))  # finds what is wrong before anything is trained
 

@@ -1,7 +1,17 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
-from mtljax.data import multi_digits
+from mtljax.data import multi_digits, multi_mnist
 from mtljax.data.batching import Batches, eval_batches, select_tasks
 from mtljax.data.sources import from_tfds, make_examples, npz, split
 
-__all__ = ['Batches', 'eval_batches', 'from_tfds', 'make_examples', 'multi_digits', 'npz', 'select_tasks', 'split']
+__all__ = [
+  'Batches',
+  'eval_batches',
+  'from_tfds',
+  'make_examples',
+  'multi_digits',
+  'multi_mnist',
+  'npz',
+  'select_tasks',
+  'split',
+]

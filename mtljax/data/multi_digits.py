@@ -68,7 +68,17 @@ def draw_pairs(split: str, number: int, labels: np.ndarray) -> np.ndarray:
   order = np.random.default_rng(0).permutation(len(labels))
   first = {'train': 0, 'val': SOURCES['train'], 'test': SOURCES['train'] + SOURCES['val']}[split]
   sources = order[first : first + SOURCES[split]]
-  random = np.random.default_rng((1, list(SOURCES).index(split)))
+  return pair_up(sources, labels, number, seed=(1, list(SOURCES).index(split)))
+
+
+def pair_up(sources: np.ndarray, labels: np.ndarray, number: int, seed) -> np.ndarray:
+  """Pairs of different classes, int[number, 2], every source about equally often in either place.
+
+  >>> pairs = pair_up(np.array([0, 2, 3]), np.array([7, 7, 7, 8]), 6, seed=0)
+  >>> sorted(pairs[:, 0].tolist()), bool((np.array([7, 7, 7, 8])[pairs[:, 0]] == 8).any())
+  ([0, 0, 2, 2, 3, 3], True)
+  """
+  random = np.random.default_rng(seed)
   rounds = -(-number // len(sources))
   pairs = np.stack([np.concatenate([random.permutation(sources) for _ in range(rounds)])[:number] for _ in TASKS], 1)
   while (same := np.flatnonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])).size:
@@ -76,15 +86,16 @@ def draw_pairs(split: str, number: int, labels: np.ndarray) -> np.ndarray:
   return pairs
 
 
-def overlay(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-  """The canvas of each pair: uint8[N, 10, 10, 1].
+def overlay(images: np.ndarray, pairs: np.ndarray, shift: int = SHIFT) -> np.ndarray:
+  """The canvas of each pair, the second image `shift` pixels further down and to the right: uint8[N, H, W, 1].
 
   >>> overlay(np.stack([np.full((8, 8), 3), np.full((8, 8), 5)]), np.array([[0, 1]]))[0, :3, :3, 0].tolist()
   [[3, 3, 3], [3, 3, 3], [3, 3, 5]]
   """
-  canvas = np.zeros((len(pairs), SIZE + SHIFT, SIZE + SHIFT, 1), np.uint8)
-  canvas[:, :SIZE, :SIZE, 0] = images[pairs[:, 0]]
-  second = canvas[:, SHIFT:, SHIFT:, 0]
+  size = images.shape[1]
+  canvas = np.zeros((len(pairs), size + shift, size + shift, 1), np.uint8)
+  canvas[:, :size, :size, 0] = images[pairs[:, 0]]
+  second = canvas[:, shift:, shift:, 0]
   np.maximum(second, images[pairs[:, 1]], out=second, casting='unsafe')
   return canvas
 

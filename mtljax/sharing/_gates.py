@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty, PyTree
-from mtljax.sharing.modules import Module, as_module, describe, explained
+from mtljax.sharing.hard import hard
+from mtljax.sharing.modules import Module, as_module, describe
+from mtljax.sharing.stages import composed
 
 
 class Experts(NamedTuple):
@@ -178,70 +180,38 @@ def gate_per_task(gates: Any, tasks) -> dict[str, Any]:
   return dict.fromkeys(tasks, gates)
 
 
-class Run:
-  """Parts by their path 'level1/shared': initialised where they are met (`init=True`), or applied.
-
-  Attributes:
-    params, state: nested dictionaries; after a pass, `state` is the new one.
-  """
-
-  def __init__(self, params=None, state=None, *, key, train=False, init=False):
-    self.params = {} if init else params
-    self.state = {} if init else jax.tree.map(lambda x: x, state)  # new dictionaries, the same leaves
-    self.key, self.train, self.init = key, train, init
-
-  def __call__(self, path: str, part: Module | Experts, x: PyTree, *, label: str, **offered) -> PyTree:
-    """The outputs of a part; None after the initialisation of a head, whose outputs nobody reads."""
-    *above, last = path.split('/')
-    params, state = self.params, self.state
-    for name in above:
-      params, state = (tree.setdefault(name, {}) if self.init else tree[name] for tree in (params, state))
-    key = arrays.name_key(self.key, path)
-    if not self.init:
-      outputs, state[last] = part.apply(params[last], state[last], x, train=self.train, key=key, **offered)
-      return outputs
-    with explained(label, x):
-      params[last], state[last] = part.init(key, x, **offered)
-      return None if path == 'head' else part.apply(params[last], state[last], x, train=False, key=None)[0]
-
-
 def make_model(
   heads: Mapping[str, Module],
-  trunk_pass: Callable[..., PyTree],
-  head_pass: Callable[..., PyTree],
+  trunk_walk: Callable[..., PyTree],
+  head_walk: Callable[..., PyTree],
+  stems: Mapping[str, Any] | None = None,
   penalties: tuple[Penalty, ...] = (),
 ) -> Model:
-  """A `Model` from `trunk_pass(run, inputs, tasks) -> features` and `head_pass(run, task, features, inputs)`."""
+  """A `Model` of experts in the trunk, and of gates, own experts and a head in every task.
 
-  def init(key, inputs):
-    missing = sorted(set(inputs) - set(heads))
-    if missing or not inputs:
-      raise InputError(f'heads: found {sorted(heads)}, inputs are for {sorted(inputs)}: no head for {missing}.')
-    run = Run(key=arrays.name_key(key, 'shared'), init=True)
-    shared, params, state = None, {}, {}
-    features = {}  # by the identity of the inputs, as in `hard`: one array goes through the trunk once
-    for task, x in inputs.items():
-      same = tuple(id(leaf) for leaf in jax.tree.leaves(x))
-      if same not in features:
-        with explained(f'the experts (inputs of {task!r})', x):
-          features[same] = trunk_pass(run if shared is None else Run(*shared, key=None), x, tuple(inputs)), x
-      shared = run.params, run.state
-      own = Run(key=arrays.name_key(key, task), init=True)
-      head_pass(own, task, features[same][0], x)
-      params[task], state[task] = own.params, own.state
-    return {'shared': shared[0], 'tasks': params}, {'shared': shared[1], 'tasks': state}
+  Args:
+    heads: {task: module}.
+    trunk_walk: `(call, x, tasks) -> features`, with `call` as in `stages.composed`.
+    head_walk: `(call, task, features, x) -> mixture` for the task's head. Gates and own experts read what the shared
+      experts read: x is the task's inputs, or what its stem makes of them, which the trunk then hands on.
+    stems: as in `hard`.
+    penalties: of the architecture.
+  """
 
-  def trunk(params, state, inputs, *, tasks, train, key):
-    run = Run(params, state, train=train, key=key)
-    return trunk_pass(run, inputs, tasks), run.state
+  def trunk(call, x, *, tasks=()):
+    features = trunk_walk(call, x, tasks)
+    return features if stems is None else {'features': features, 'inputs': x}
 
-  def head(params, state, features, *, inputs=None, task, train, key):
-    if inputs is None:
-      raise InputError(f"head of task {task!r}: inputs is None, expected the task's inputs, which its gate reads.")
-    run = Run(params, state, train=train, key=key)
-    return head_pass(run, task, features, inputs), run.state
+  def own(task):
+    def walk(call, features, *, inputs=None):
+      if inputs is None:
+        raise InputError(f"head of task {task!r}: inputs is None, expected the task's inputs, which its gate reads.")
+      features, x = (features, inputs) if stems is None else (features['features'], features['inputs'])
+      return call(('head',), heads[task], head_walk(call, task, features, x), inputs=inputs)
 
-  return Model(init, trunk, head, None, penalties)
+    return composed(walk)
+
+  return hard(composed(trunk), {task: own(task) for task in heads}, stems)._replace(penalties=penalties)
 
 
 def one_level(
@@ -250,21 +220,20 @@ def one_level(
   heads: Mapping[str, Module],
   gates: Mapping[str, Module],
   name: str,
+  stems: Mapping[str, Any] | None = None,
   penalties: tuple[Penalty, ...] = (),
 ) -> Model:
   """Shared experts in the trunk, features f[B, E, ...]; in every task a gate, perhaps own experts, and a head."""
 
-  def trunk_pass(run, x, tasks):
-    return run('experts', shared, x, label=name)
+  def trunk_walk(call, x, tasks):
+    return call(('experts',), shared, x)
 
-  def head_pass(run, task, features, x):
+  def head_walk(call, task, features, x):
     if own is not None:
-      mine = run('experts', own[task], x, label=f'own experts of {task!r}')
-      features = join({f'own experts of {task!r}': mine, name: features})
-    weights = run('gate', gates[task], x, label=f'gate of {task!r}')
-    return run('head', heads[task], mix(weights, features), inputs=x, label=f'heads[{task!r}]')
+      features = join({f'own experts of {task!r}': call(('experts',), own[task], x), name: features})
+    return mix(call(('gate',), gates[task], x), features)
 
-  return make_model(heads, trunk_pass, head_pass, penalties)
+  return make_model(heads, trunk_walk, head_walk, stems, penalties)
 
 
 def positive(name: str, value: Any) -> float:

@@ -15,6 +15,7 @@ def cgc(
   num_shared: int | None = None,
   num_own: int | None = None,
   gates: Any = None,
+  stems: Mapping[str, Any] | None = None,
 ) -> Model:
   """w_t = softmax(W_t x + b_t), z_t = sum_e w_te [o_t1(x), ..., o_tm(x), s_1(x), ..., s_n(x)]_e, y_t = h_t(z_t).
 
@@ -29,6 +30,7 @@ def cgc(
     num_own: copies of one own module per task, 2 by default; a list has its length.
     gates: None, linear in the task's flattened inputs; a module of inputs -> logits f[B, m + n], own experts first, of
       which every task gets its own; or {task: module}.
+    stems: {task: module}, for inputs of different modality, as in `hard`; gates and own experts read what they make.
 
   Returns:
     A `Model` with `params = {'shared': {'experts'}, 'tasks': {task: {'experts', 'gate', 'head'}}}`, experts stacked as
@@ -56,4 +58,4 @@ def cgc(
   given = _gates.gate_per_task(gates, heads)
   count = {task: common.count + (mine[task].count if mine else 0) for task in heads}
   made = {task: _gates.softmax_gate(given[task], count[task], f'gates[{task!r}]') for task in heads}
-  return _gates.one_level(common, mine, heads, made, 'shared')
+  return _gates.one_level(common, mine, heads, made, 'shared', stems)

@@ -13,7 +13,7 @@ import numpy as np
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty
 from mtljax.sharing import _gates
-from mtljax.sharing.modules import Module, by_task
+from mtljax.sharing.modules import Module, by_task, describe
 
 EPSILON = 1e-6  # inside the logarithm of the entropy, whose derivative is infinite at 0
 
@@ -26,6 +26,7 @@ def dselect_k(
   gamma: float = 1.0,
   entropy: float | Callable = 0.0,
   gates: Any = None,
+  stems: Mapping[str, Any] | None = None,
 ) -> Model:
   """z_t = sum_e w_te f_e(x) with weights of which, once the gate has settled, at most k are not 0.
 
@@ -43,19 +44,20 @@ def dselect_k(
     k: how many experts a task may select, 1 to the number of experts.
     num_experts: copies of one module, 4 by default; a list has its length.
     gamma: width of the smooth step; the smaller, the sooner a bit settles.
-    entropy: beta of the penalty R_t, a number or an optax schedule, for `gates='static'`: a penalty sees parameters,
-      not the inputs of an example.
+    entropy: beta of the penalty R_t, a number or an optax schedule. Where gates read inputs R_t is its mean over the
+      batch, and gates are without state (BatchNorm) and, behind stems, 'static'.
     gates: None, z and a are linear in the task's flattened inputs; 'static', they are parameters of the task, the same
       for all examples; a module of inputs -> f[B, k m + k] (z row by row, then a; without a if k = 1) with m =
       ceil(log2 E), of which every task gets its own; or {task: module}.
+    stems: {task: module}, for inputs of different modality, as in `hard`; gates read what the stems make.
 
   Returns:
     A `Model` with `params = {'shared': {'experts'}, 'tasks': {task: {'gate', 'head'}}}` and, if `entropy` is not 0, one
     penalty per task, which acts on that task's gate and is absent when the task is.
 
   Raises:
-    InputError: as `mmoe`; k out of range, gamma not positive, a negative entropy, an entropy with gates that read
-      inputs.
+    InputError: as `mmoe`; k out of range, gamma not positive, a negative entropy, an entropy of gates that have state
+      or read what stems make.
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> heads = {'digit': nn.Dense(10), 'parity': nn.Dense(2)}
@@ -71,8 +73,7 @@ def dselect_k(
   the Mixture of Experts with Applications to Multi-Task Learning (NeurIPS 2021), https://arxiv.org/abs/2106.03760; the
   smooth step: Hazimeh, Ponomareva, Mol, Tan & Mazumder, The Tree Ensemble Layer (ICML 2020),
   https://arxiv.org/abs/2002.07772. Departures: where E is no power of two the paper penalises selectors whose code
-  stands for no expert; here code c stands for expert c mod E, so that weights always sum to one. The entropy is that of
-  static gates.
+  stands for no expert; here code c stands for expert c mod E, so that weights always sum to one.
   """
   shared = _gates.make_experts(experts, num_experts, 'experts', 'num_experts', default=4)
   heads = by_task(heads, 'heads')
@@ -85,21 +86,21 @@ def dselect_k(
   if static and gates != 'static':
     raise InputError(f"gates: found {gates!r}, expected None, 'static', a module or {{task: module}}.")
   regularised = callable(entropy) or entropy > 0
-  if regularised and not static:
-    raise InputError(
-      f"entropy: found {entropy!r} with gates that read inputs, expected gates='static' (or entropy=0): a penalty sees "
-      'parameters, not inputs.'
-    )
+  if regularised and not static and stems is not None:
+    raise InputError(f"entropy: found {entropy!r} with gates that read what stems make, expected gates='static' or 0.")
   count = shared.count
   if static:
     made = dict.fromkeys(heads, _static_gate(count, k, gamma))
+    penalties = tuple(Penalty(entropy, _static_entropy(task, count, gamma), task=task) for task in heads)
   else:
     given = _gates.gate_per_task(gates, heads)
-    made = {task: _gate(given[task], count, k, gamma, f'gates[{task!r}]') for task in heads}
-  penalties = ()
-  if regularised and count > 1:
-    penalties = tuple(Penalty(entropy, _entropy_of(task, count, gamma), task=task) for task in heads)
-  return _gates.one_level(shared, None, heads, made, 'experts', penalties)
+    logits = {task: _logits(given[task], count, k, gamma, f'gates[{task!r}]') for task in heads}
+    made = {task: _gate(logits[task], count, k, gamma) for task in heads}
+    penalties = tuple(
+      Penalty(entropy, _mean_entropy(task, logits[task], count, k, gamma), task=task, on='outputs') for task in heads
+    )
+  penalties = penalties if regularised and count > 1 else ()
+  return _gates.one_level(shared, None, heads, made, 'experts', stems, penalties)
 
 
 def smooth_step(t: Array, gamma: float) -> Array:
@@ -128,12 +129,32 @@ def mixture_weights(z: Array, a: Array | None, count: int, gamma: float) -> Arra
   return r[..., 0, :] if a is None else jnp.einsum('...k,...ke->...e', jax.nn.softmax(a, axis=-1), r)
 
 
-def _entropy_of(task, count, gamma):
-  def value(params):
-    r = selectors(params['tasks'][task]['gate']['z'], count, gamma)
-    return -jnp.sum(r * jnp.log(r + EPSILON))
+def _static_entropy(task, count, gamma):
+  return lambda params: _entropy(selectors(params['tasks'][task]['gate']['z'], count, gamma))
+
+
+def _mean_entropy(task, logits, count, k, gamma):
+  """Of gates that read inputs, in evaluation mode: a penalty has no key."""
+
+  def value(params, outputs, *, inputs):
+    own, x = params['tasks'][task]['gate'], inputs[task]
+    state = jax.eval_shape(logits.init, jax.eval_shape(lambda: jax.random.key(0)), x)[1]
+    if jax.tree.leaves(state):
+      raise InputError(f'dselect_k: gates[{task!r}] has state {describe(state)}, expected none with an entropy.')
+    y, _ = logits.apply(own, state, x, train=False, key=None)
+    return _entropy(selectors(_codes(y, count, k), count, gamma)) / y.shape[0]
 
   return value
+
+
+def _entropy(r: Array) -> Array:
+  return -jnp.sum(r * jnp.log(r + EPSILON))
+
+
+def _codes(y: Array, count: int, k: int) -> Array:
+  """The part of a gate's outputs that codes the selectors: f[B, k, m]."""
+  m = _bits(count)
+  return y[:, : k * m].reshape(-1, k, m)
 
 
 def _bits(count: int) -> int:
@@ -161,16 +182,18 @@ def _static_gate(count: int, k: int, gamma: float) -> Module:
   return Module(init, apply)
 
 
-def _gate(gate, count: int, k: int, gamma: float, name: str) -> Module:
+def _logits(gate, count: int, k: int, gamma: float, name: str) -> Module:
+  width = k * _bits(count) + (k if k > 1 else 0)
+  return _gates.logits_of(gate, width, name, nn.Dense(width, kernel_init=_start(gamma), bias_init=_start(gamma)))
+
+
+def _gate(logits: Module, count: int, k: int, gamma: float) -> Module:
   if count == 1:
     return _gates.no_gate()
-  m = _bits(count)
-  width = k * m + (k if k > 1 else 0)
-  logits = _gates.logits_of(gate, width, name, nn.Dense(width, kernel_init=_start(gamma), bias_init=_start(gamma)))
 
   def apply(params, state, x, *, train, key):
     y, state = logits.apply(params, state, x, train=train, key=key)
-    z = y[:, : k * m].reshape(-1, k, m)
-    return mixture_weights(z, y[:, k * m :] if k > 1 else None, count, gamma), state
+    a = y[:, k * _bits(count) :] if k > 1 else None
+    return mixture_weights(_codes(y, count, k), a, count, gamma), state
 
   return Module(logits.init, apply)

@@ -7,6 +7,7 @@ import jax
 
 from mtljax import arrays
 from mtljax.base import InputError, Model
+from mtljax.sharing import scopes
 from mtljax.sharing.modules import Module, as_module, by_task, explained
 
 
@@ -79,16 +80,18 @@ def hard(trunk: Any, heads: Mapping[str, Any], stems: Mapping[str, Any] | None =
     return {'shared': shared_params, 'tasks': params}, {'shared': shared_state, 'tasks': state}
 
   def apply_trunk(params, state, inputs, *, tasks, train, key):
-    return shared.apply(params, state, inputs, train=train, key=key, tasks=tasks)
+    with scopes.part('trunk'):
+      return shared.apply(params, state, inputs, train=train, key=key, tasks=tasks)
 
   def apply_head(params, state, features, *, inputs=None, task, train, key):
-    if stems is None:
-      return heads[task].apply(params, state, features, train=train, key=key, inputs=inputs)
-    outputs, new = heads[task].apply(params['head'], state['head'], features, train=train, key=key, inputs=inputs)
-    return outputs, {**state, 'head': new}
+    own = (params, state) if stems is None else (params['head'], state['head'])
+    with scopes.part(f'heads/{task}'):
+      outputs, new = heads[task].apply(*own, features, train=train, key=key, inputs=inputs)
+    return outputs, new if stems is None else {**state, 'head': new}
 
   def apply_stem(params, state, inputs, *, task, train, key):
-    outputs, new = stems[task].apply(params['stem'], state['stem'], inputs, train=train, key=key)
+    with scopes.part(f'stems/{task}'):
+      outputs, new = stems[task].apply(params['stem'], state['stem'], inputs, train=train, key=key)
     return outputs, {**state, 'stem': new}
 
   return Model(init, apply_trunk, apply_head, None if stems is None else apply_stem)

@@ -8,7 +8,13 @@ from mtljax.sharing import _gates
 from mtljax.sharing.modules import by_task
 
 
-def mmoe(experts: Any, heads: Mapping[str, Any], num_experts: int | None = None, gates: Any = None) -> Model:
+def mmoe(
+  experts: Any,
+  heads: Mapping[str, Any],
+  num_experts: int | None = None,
+  gates: Any = None,
+  stems: Mapping[str, Any] | None = None,
+) -> Model:
   """w_t = softmax(W_t x + b_t), z_t = sum_e w_te f_e(x), y_t = h_t(z_t).
 
   Every expert runs once, whatever the number of tasks. A gate is read by one task only, so it is no part of what the
@@ -21,6 +27,7 @@ def mmoe(experts: Any, heads: Mapping[str, Any], num_experts: int | None = None,
     num_experts: copies of one module, 4 by default; a list has its length.
     gates: None, linear in the task's flattened inputs; a module of inputs -> logits f[B, E], of which every task gets
       its own; or {task: module}. Inputs that are no numbers (tokens) need a gate of their own. One expert has no gate.
+    stems: {task: module}, for inputs of different modality, as in `hard`; gates read what the stems make.
 
   Returns:
     A `Model` with `params = {'shared': {'experts': leaves f[E, ...]}, 'tasks': {task: {'gate', 'head'}}}`; different
@@ -48,4 +55,4 @@ def mmoe(experts: Any, heads: Mapping[str, Any], num_experts: int | None = None,
   heads = by_task(heads, 'heads')
   given = _gates.gate_per_task(gates, heads)
   made = {task: _gates.softmax_gate(given[task], shared.count, f'gates[{task!r}]') for task in heads}
-  return _gates.one_level(shared, None, heads, made, 'experts')
+  return _gates.one_level(shared, None, heads, made, 'experts', stems)

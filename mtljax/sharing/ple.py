@@ -16,6 +16,7 @@ def ple(
   num_shared: int | None = None,
   num_own: int | None = None,
   gates: Callable[[int], Any] | None = None,
+  stems: Mapping[str, Any] | None = None,
 ) -> Model:
   """Levels j = 1..L of shared experts s and own experts o_t, on streams x_s and x_t that start at the inputs.
 
@@ -37,6 +38,7 @@ def ple(
     heads: {task: module}, mixture -> outputs; a head that names a keyword `inputs` gets the task's inputs too.
     num_shared, num_own: copies of one module, 2 by default.
     gates: a function `number of experts -> module` of a stream -> logits; None, linear in the flattened stream.
+    stems: {task: module}, for inputs of different modality, as in `hard`; the streams start at what they make.
 
   Returns:
     A `Model` with `params['shared'] = {'level1': {'shared', 'own': {task}, 'gate', 'gates': {task}}, ...}` and
@@ -76,7 +78,7 @@ def ple(
   mine = [_gates.make_own(x, names, num_own, f'own[{j}]', 'num_own', default=2) for j, x in enumerate(own)]
   count = [{t: common[j].count + mine[j][t].count for t in names} for j in range(levels)]
   if levels == 1:
-    return cgc(shared[0], own[0], heads, num_shared, num_own, {t: make_gate(count[0][t]) for t in names})
+    return cgc(shared[0], own[0], heads, num_shared, num_own, {t: make_gate(count[0][t]) for t in names}, stems)
 
   def gate(n):
     return _gates.softmax_gate(make_gate(n), n, 'gates')
@@ -84,32 +86,33 @@ def ple(
   task_gates = [{t: gate(count[j][t]) for t in names} for j in range(levels)]
   shared_gates = [gate(common[j].count + sum(mine[j][t].count for t in names)) for j in range(levels - 1)]
 
-  def trunk_pass(run, x, tasks):
+  def trunk_walk(call, x, tasks):
     stream, streams = x, dict.fromkeys(names, x)
     for j in range(levels - 1):
-      level, label = f'level{j + 1}', f'level {j + 1}'
-      s = run(f'{level}/shared', common[j], stream, label=f'shared[{j}]')
-      o = {t: run(f'{level}/own/{t}', mine[j][t], streams[t], label=f'own[{j}] of {t!r}') for t in names}
-      weights = run(f'{level}/gate', shared_gates[j], stream, label=f'shared gate of {label}')
+      level = f'level{j + 1}'
+      s = call((level, 'shared'), common[j], stream)
+      o = {t: call((level, 'own', t), mine[j][t], streams[t]) for t in names}
+      weights = call((level, 'gate'), shared_gates[j], stream)
       stream = _gates.mix(weights, _gates.join({**{f'own[{j}] of {t!r}': o[t] for t in names}, f'shared[{j}]': s}))
       if j < levels - 2:
-        weights = {
-          t: run(f'{level}/gates/{t}', task_gates[j][t], streams[t], label=f'gate of {t!r}, {label}') for t in names
-        }
+        weights = {t: call((level, 'gates', t), task_gates[j][t], streams[t]) for t in names}
         streams = {t: _gates.mix(weights[t], _gates.join({'own': o[t], 'shared': s})) for t in names}
-    last = run(f'level{levels}/shared', common[-1], stream, label=f'shared[{levels - 1}]')
-    features = {'last': last, 'shared': s, 'own': {t: o[t] for t in tasks}}
+    features = {
+      'last': call((f'level{levels}', 'shared'), common[-1], stream),
+      'shared': s,
+      'own': {t: o[t] for t in tasks},
+    }
     # With two levels the streams are still the inputs, which heads are given anyway.
     return features if levels == 2 else {**features, 'streams': {t: streams[t] for t in tasks}}
 
-  def head_pass(run, task, features, x):
+  def head_walk(call, task, features, x):
     stream = x if levels == 2 else features['streams'][task]
-    below, level = f'level{levels - 1}', f'level{levels}'
-    weights = run(f'{below}/gate', task_gates[-2][task], stream, label=f'gate of {task!r}, {below}')
+    weights = call((f'level{levels - 1}', 'gate'), task_gates[-2][task], stream)
     stream = _gates.mix(weights, _gates.join({'own': features['own'][task], 'shared': features['shared']}))
-    o = run(f'{level}/own', mine[-1][task], stream, label=f'own[{levels - 1}] of {task!r}')
-    weights = run(f'{level}/gate', task_gates[-1][task], stream, label=f'gate of {task!r}, {level}')
-    experts = _gates.join({f'own[{levels - 1}] of {task!r}': o, f'shared[{levels - 1}]': features['last']})
-    return run('head', heads[task], _gates.mix(weights, experts), inputs=x, label=f'heads[{task!r}]')
+    o = call((f'level{levels}', 'own'), mine[-1][task], stream)
+    weights = call((f'level{levels}', 'gate'), task_gates[-1][task], stream)
+    return _gates.mix(
+      weights, _gates.join({f'own[{levels - 1}] of {task!r}': o, f'shared[{levels - 1}]': features['last']})
+    )
 
-  return _gates.make_model(heads, trunk_pass, head_pass)
+  return _gates.make_model(heads, trunk_walk, head_walk, stems)

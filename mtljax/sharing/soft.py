@@ -22,6 +22,7 @@ def soft(
   penalty: str | Callable[[Mapping[str, PyTree]], Array] = 'distance',
   beta: float | Callable = 1e-3,
   where: str = '.*',
+  stems: Mapping[str, Any] | None = None,
 ) -> Model:
   """y_t = h_t(f(x_t; theta_t)) with beta R(theta_1, ..., theta_T) in the objective.
 
@@ -40,6 +41,7 @@ def soft(
     penalty: 'distance', 'trace', or a function {task: trunk's parameters} -> f[].
     beta: its weight, a number or an optax schedule; 0 makes single-task nets.
     where: regular expression searched for in the path of a trunk's parameter ('Dense_0/kernel'): those that are tied.
+    stems: {task: module}, for inputs of different modality, as in `hard`; they are not tied.
 
   Returns:
     A `Model` whose trunk hands on nothing, whose heads run trunk and head.
@@ -66,18 +68,20 @@ def soft(
   measure = penalty if callable(penalty) else kinds[penalty]
 
   def value(params):
-    return measure({task: _matching(own['trunk'], where) for task, own in sorted(params['tasks'].items())})
+    own = {task: tree if stems is None else tree['head'] for task, tree in sorted(params['tasks'].items())}
+    return measure({task: _matching(tree['trunk'], where) for task, tree in own.items()})
 
-  nothing = Module(lambda key, x: ({}, {}), lambda params, state, x, *, train, key: ((), state))
-  own = {task: _own(module, head) for task, head in by_task(heads, 'heads').items()}
-  return hard(nothing, own)._replace(penalties=(Penalty(beta, value),))
+  def nothing(params, state, x, *, train, key):
+    return () if stems is None else x, state
 
+  def own(head):
+    def walk(call, features, *, inputs):
+      return call(('head',), head, call(('trunk',), module, inputs if stems is None else features), inputs=inputs)
 
-def _own(trunk: Module, head: Module) -> Module:
-  def walk(call, features, *, inputs):
-    return call(('head',), head, call(('trunk',), trunk, inputs), inputs=inputs)
+    return composed(walk)
 
-  return composed(walk)
+  heads = {task: own(head) for task, head in by_task(heads, 'heads').items()}
+  return hard(Module(lambda key, x: ({}, {}), nothing), heads, stems)._replace(penalties=(Penalty(beta, value),))
 
 
 def distance(trunks: Mapping[str, PyTree]) -> Array:

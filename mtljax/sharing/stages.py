@@ -9,6 +9,7 @@ import numpy as np
 
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model
+from mtljax.sharing import scopes
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task, describe, explained, named_keywords
 
@@ -117,7 +118,8 @@ def composed(walk: Callable) -> Module:
 
     def call(path, module, *xs, **offered):
       own_key = arrays.name_key(key, '/'.join(path))
-      outputs, own = module.apply(_at(params, path), _at(state, path), *xs, train=train, key=own_key, **offered)
+      with scopes.part('/'.join(path), module):
+        outputs, own = module.apply(_at(params, path), _at(state, path), *xs, train=train, key=own_key, **offered)
       _put(new, path, own)
       return outputs
 

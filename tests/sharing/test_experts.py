@@ -261,6 +261,30 @@ def test_the_entropy_acts_on_the_gate_of_every_task():
   chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_entropy_of_gates_that_read_inputs_is_the_mean_over_the_batch():
+  model = sharing.dselect_k(pair(8), HEADS, k=1, num_experts=2, gamma=4.0, entropy=0.5)
+  params, state = model.init(KEY, dict.fromkeys(HEADS, X))
+  params['tasks']['a']['gate'] = {'kernel': jnp.zeros((5, 1)).at[0, 0].set(2.0), 'bias': jnp.full((1,), 0.5)}
+  penalty = model.penalties[0]
+  assert penalty.task == 'a' and penalty.on == 'outputs'
+  s = np.asarray([np.clip((2.0 * x[0] + 0.5) / 4.0, -0.5, 0.5) for x in np.asarray(X, float)])
+  s = 0.5 + 1.5 * s - 2 * s**3
+  expected = -np.mean(s * np.log(s + 1e-6) + (1 - s) * np.log(1 - s + 1e-6))
+  inputs = dict.fromkeys(HEADS, X)
+  np.testing.assert_allclose(penalty.value(params, {}, inputs=inputs), expected, rtol=1e-5)
+  # In a step whose losses are 0 it is all that acts.
+  tasks = tuple(mtl.Task(t, lambda outputs, labels: 0 * outputs.sum(axis=1)) for t in HEADS)
+  batch = {'inputs': X, 'labels': dict.fromkeys(HEADS, np.zeros(4))}
+  tx = mtl.task_optimizer(shared=optax.sgd(1.0), tasks=dict.fromkeys(HEADS, optax.sgd(1.0)))
+  step = mtl.make_train_step(model, tasks, tx, mtl.balancing.equal())
+  before = mtl.init_state(model, tasks, tx, mtl.balancing.equal(), batch, KEY).replace(params=params)
+  after, info = step(before, batch)
+  gradient = jax.grad(lambda p: sum(0.5 * r.value(p, {}, inputs=inputs) for r in model.penalties))(params)
+  expected = jax.tree.map(jnp.subtract, params, gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected)
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient['tasks']['b']['gate'])) and info.penalty > 0
+
+
 def test_an_open_gate_and_a_settled_one_have_finite_gradients_of_the_entropy():
   penalty = sharing.dselect_k(pair(8), HEADS, entropy=0.1, gates='static').penalties[0]
   run = jax.jit(jax.value_and_grad(lambda z: penalty.value({'tasks': {'a': {'gate': {'z': z}}}})))
@@ -374,8 +398,12 @@ def test_bad_arguments_of_ple_and_dselect_k_are_named():
       sharing.dselect_k(pair(8), HEADS, gamma=gamma)
   with pytest.raises(InputError, match=r'^entropy: found -1, expected a number >= 0'):
     sharing.dselect_k(pair(8), HEADS, entropy=-1, gates='static')
-  with pytest.raises(InputError, match=r"^entropy: found 0.1 with gates that read inputs, expected gates='static'"):
-    sharing.dselect_k(pair(8), HEADS, entropy=0.1)
+  with pytest.raises(InputError, match=r"^entropy: found 0.1 with gates that read what stems make, expected gates='st"):
+    sharing.dselect_k(pair(8), HEADS, entropy=0.1, stems={t: nn.Dense(5) for t in HEADS})
+  model = sharing.dselect_k(pair(8), HEADS, entropy=0.1, gates=mtl.trunks.MLP((6,), batch_norm=True))
+  params, _ = model.init(KEY, dict.fromkeys(HEADS, X))
+  with pytest.raises(InputError, match=r"^dselect_k: gates\['a'\] has state .*mean.*, expected none with an entropy"):
+    model.penalties[0].value(params, {}, inputs=dict.fromkeys(HEADS, X))
   with pytest.raises(InputError, match=r"^gates: found 'fixed', expected None, 'static'"):
     sharing.dselect_k(pair(8), HEADS, gates='fixed')
 
