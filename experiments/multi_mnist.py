@@ -26,8 +26,8 @@ class Config:
 
   architecture: str = 'hard'
   learning_rate: float = 3e-3
-  steps: int = 600
-  batch_size: int = 128
+  steps: int = 300
+  batch_size: int = 64
   train_pairs: int = 20_000
   data_dir: str = '~/.cache/mtljax'
 

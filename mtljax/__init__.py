@@ -12,6 +12,7 @@ from mtljax import (
   metrics,
   parallel,
   penalties,
+  relations,
   sharing,
   trunks,
 )
@@ -61,6 +62,7 @@ __all__ = [
   'metrics',
   'parallel',
   'penalties',
+  'relations',
   'sharing',
   'task_optimizer',
   'trunks',

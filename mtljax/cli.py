@@ -1,4 +1,4 @@
-"""The command line: `mtljax train | compare | evaluate | list`.
+"""The command line: `mtljax train | compare | evaluate | draw | list`.
 
 Options come from dataclasses: those of a command, and the fields of the experiment's own `Config`. A field of the same
 name as an option of the command gives that option its default and gets its value.
@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-from mtljax import __version__, balancing, calls, checkpoint, loop, options, rundir, sharing
+from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, sharing
 from mtljax import experiment as experiment_lib
-from mtljax.analysis import tables
+from mtljax.analysis import draw, tables
 from mtljax.base import InputError
 from mtljax.compare import compare
 from mtljax.lanes import Plan
@@ -58,8 +58,8 @@ class CompareOptions:
     steps: budget of every run.
     at: where task gradients are balanced, on shared parameters or on shared features.
     architectures: sharing architectures, separated by commas: names or calls such as 'mmoe(num_experts=3)', for an
-      experiment whose Config has a field `architecture`; every one is a row for every balancer. 'all' stands for all of
-      `mtljax list`. Empty is the experiment's own.
+      experiment whose Config has a field `architecture`; every one is a row for every balancer. 'all' stands for
+      those of `mtljax list` that the trunk can be made into. Empty is the experiment's own.
     run_dir: where the comparison goes; empty is runs/<experiment>/compare.
     data_dir: folder of prepared data sets; empty is $MTLJAX_DATA_DIR or ~/.cache/mtljax.
     overwrite: replaces an earlier comparison in run_dir.
@@ -86,6 +86,19 @@ class EvaluateOptions:
   """
 
   checkpoint: Literal['last', 'best'] = 'last'
+  data_dir: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+  """Draws the parts of an experiment's model and prints parameters and FLOPs per task.
+
+  Attributes:
+    out: the figure, a .png, .svg or .pdf file; empty is runs/<experiment>/structure.png.
+    data_dir: folder of prepared data sets; empty is $MTLJAX_DATA_DIR or ~/.cache/mtljax.
+  """
+
+  out: str = ''
   data_dir: str = ''
 
 
@@ -196,10 +209,17 @@ def _variants(text, module, config, experiment):
       f'architectures: the Config of {experiment.name} has no field `architecture`, which makes an experiment of each.'
     )
   place = names.index('all') if 'all' in names else len(names)
-  names = [*names[:place], *(sharing.ARCHITECTURES if place < len(names) else ()), *names[place + 1 :]]
+  every = [name for name in sharing.ARCHITECTURES if place < len(names) and name not in names]
   variants = {}
-  for name in dict.fromkeys(names):
+  for name in dict.fromkeys([*names[:place], *every, *names[place + 1 :]]):
     variant = experiment_lib.build(module, dataclasses.replace(config, architecture=name))
+    try:
+      experiment_lib.check_model(variant)
+    except InputError as error:
+      if name not in every:
+        raise
+      print(f'left out, {name}: {error}')
+      continue
     variants[name] = dataclasses.replace(variant, train=experiment.train, val=experiment.val, test=experiment.test)
   return variants  # with one copy of the data
 
@@ -233,6 +253,21 @@ def _evaluate(argv):
   print(tables.metric_table(run.evaluate(state, experiment.test), 'test'))
 
 
+def _draw(argv):
+  name, argv = options.split(argv)
+  asks = not {'-h', '--help'}.isdisjoint(argv)
+  if name is None and not asks:
+    raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
+  module = experiment_lib.load(name) if name else None
+  values, config = options.parse('draw', DrawOptions, argv, module)
+  experiment = experiment_lib.build(module, config)
+  place = pathlib.Path(values['out'] or pathlib.Path('runs') / experiment.name / 'structure.png')
+  given = inputs.inputs_by_task(experiment.train(0, 0), [task.name for task in experiment.tasks])
+  found = draw.draw(experiment.model, given, place, experiment.name)
+  print(f'{experiment.name}, forward pass of one example; drawn in {place}')
+  print(found)
+
+
 def _list(argv):
   name, argv = options.split(argv)
   options.parse('list', ListOptions, argv, None, positional=None)
@@ -252,6 +287,7 @@ COMMANDS = {
   'train': (TrainOptions, _train),
   'compare': (CompareOptions, _compare),
   'evaluate': (EvaluateOptions, _evaluate),
+  'draw': (DrawOptions, _draw),
   'list': (ListOptions, _list),
 }
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import jax
 import optax
 
-from mtljax import arrays, balancing, data, evaluate, parallel, train_step
+from mtljax import arrays, balancing, data, evaluate, inputs, parallel, train_step
 from mtljax.base import Batch, InputError, Model, Penalty, StepInfo, Task, TrainState
 
 
@@ -222,6 +222,13 @@ def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
     test=[data.select_tasks(batch, names) for batch in experiment.test],
     penalties=stays(experiment.penalties),
   )
+
+
+def check_model(experiment: Experiment) -> None:
+  """Traces the model's initialisation: raises an InputError where architecture, trunk, heads and data do not fit."""
+  names = arrays.task_names(experiment.tasks)
+  given = inputs.inputs_by_task(experiment.train(0, 0), names)
+  jax.eval_shape(lambda key: experiment.model.init(key, given), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def shipped() -> dict[str, pathlib.Path]:

@@ -4,11 +4,13 @@ They are computed in float32 (float64 for float64 outputs) whatever the compute 
 `functools.partial(losses.huber, delta=0.5)` is a task's loss. The engine takes the masked mean.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.base import Array, InputError
+from mtljax.base import Array, InputError, PyTree
 
 
 def softmax_cross_entropy(outputs: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
@@ -156,6 +158,82 @@ def cosine_distance(outputs: Array, labels: Array, *, epsilon: float = 1e-12) ->
   if outputs.ndim < 2:
     raise InputError(f'cosine_distance: outputs have shape {outputs.shape}, expected vectors [B, ..., D].')
   return optax.losses.cosine_distance(outputs, labels, epsilon=epsilon)
+
+
+def ctc(outputs: PyTree, labels: Array) -> Array:
+  """-log sum over paths that collapse to the labels of prod_n softmax(logits)[n, path_n]; symbol 0 is the blank.
+
+  A path collapses by writing repeats once and dropping blanks.
+
+  >>> logits = jnp.log(jnp.array([[[0.25, 0.75], [0.5, 0.5]]]))  # paths 11, 01 and 10 are symbol 1
+  >>> print(ctc(logits, jnp.array([[1]])).round(4), -jnp.log(1 - 0.25 * 0.5).round(4))
+  [0.1335] 0.1335
+
+  Args:
+    outputs: logits f[B, N, V + 1], or {'logits': those, 'mask': bool[B, N]}, frames that count.
+    labels: int[B, L], symbols from 1 to V; entries of 0 and -1 are padding, wherever they stand. A symbol outside
+      [-1, V] gives NaN, not another symbol.
+
+  Returns:
+    f[B], sums over the sequence. Labels that no path gives (more of them, with a blank between equal neighbours, than
+    frames) cost some 1e5 and more: mask such examples.
+
+  Raises:
+    InputError: labels of another shape or dtype, outputs that are not logits.
+
+  Reference: Graves et al., Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent
+  Neural Networks (ICML 2006), https://doi.org/10.1145/1143844.1143891.
+  """
+  logits, mask = (outputs['logits'], outputs['mask']) if isinstance(outputs, Mapping) else (outputs, None)
+  logits, labels = _outputs('ctc', logits), jnp.asarray(labels)
+  if logits.ndim != 3 or logits.shape[-1] < 2:
+    raise InputError(f'ctc: outputs have shape {logits.shape}, expected logits [B, frames, symbols + 1].')
+  if labels.ndim != 2 or labels.shape[0] != logits.shape[0] or not jnp.issubdtype(labels.dtype, jnp.integer):
+    expected = f'integers [{logits.shape[0]}, symbols]'
+    raise InputError(f'ctc: labels are {labels.dtype}{list(labels.shape)}, expected {expected}.')
+  mask = jnp.ones(logits.shape[:2], bool) if mask is None else jnp.asarray(mask)
+  if mask.shape != logits.shape[:2] or mask.dtype != jnp.bool_:
+    raise InputError(f'ctc: mask is {mask.dtype}{list(mask.shape)}, expected bool{list(logits.shape[:2])}.')
+  labels = labels.astype(jnp.int32)
+  known = ((labels >= -1) & (labels < logits.shape[-1])).all(axis=1)
+  order = jnp.argsort(labels <= 0, axis=1, stable=True)  # optax takes padding at the end only
+  labels = jnp.maximum(jnp.take_along_axis(labels, order, axis=1), 0)
+  floats = lambda padding: padding.astype(logits.dtype)
+  losses = optax.losses.ctc_loss(logits, floats(~mask), labels, floats(labels == 0))
+  return jnp.where(known, losses, jnp.nan).astype(logits.dtype)
+
+
+def distillation(outputs: Array, labels: Array, *, temperature: float = 2.0) -> Array:
+  """temperature^2 * KL(softmax(labels / temperature) | softmax(outputs / temperature)): the logits of a teacher.
+
+  The factor keeps the scale of the gradient whatever the temperature; at a high one it is that of
+  |outputs - labels|^2 / 2C for logits of mean 0.
+
+  >>> teacher = jnp.log(jnp.array([[0.75, 0.25]]))
+  >>> print(distillation(jnp.zeros((1, 2)), teacher, temperature=1.0).round(4))
+  [0.1308]
+
+  Args:
+    outputs: logits f[B, ..., C].
+    labels: the teacher's logits f[B, ..., C]; a gradient reaches them, so stop it where the teacher is not to move.
+    temperature: > 0; high ones soften both distributions.
+
+  Returns:
+    f[B, ...].
+
+  Raises:
+    InputError: labels of another shape, outputs that are not logits, a temperature that is not positive.
+
+  Reference: Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network (2015),
+  https://arxiv.org/abs/1503.02531.
+  """
+  outputs, labels = _alike('distillation', outputs, labels)
+  if outputs.ndim < 2:
+    raise InputError(f'distillation: outputs have shape {outputs.shape}, expected logits [B, ..., classes].')
+  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    raise InputError(f'distillation: temperature is {temperature!r}, expected a number > 0.')
+  student, teacher = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (outputs, labels))
+  return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
 def _outputs(loss: str, outputs: Array) -> Array:

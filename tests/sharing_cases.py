@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mtljax import heads, sharing, trunks
+from mtljax.relations import TaskGraph, TaskTree
 
 BATCH = 6
 
@@ -218,6 +219,27 @@ CASES = {
     outputs={'a': (3,), 'b': (2,)},
     rtol=5e-2,
   ),
+  'ple-stems': Case(
+    lambda: sharing.ple(
+      [pair(8), nn.Dense(6)],
+      [nn.Dense(8), nn.Dense(6)],
+      {'text': Gated(), 'numbers': pair(3)},
+      num_shared=2,
+      num_own=1,
+      stems={'text': Tokens(), 'numbers': trunks.MLP((5,), dropout=0.3)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (3,), 'numbers': (3,)},
+    stochastic=True,
+  ),
+  'soft-stems': Case(
+    lambda: sharing.soft(
+      pair(8), {'text': nn.Dense(2), 'numbers': Gated()}, stems={'text': Tokens(), 'numbers': nn.Dense(5)}
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+    stochastic=True,
+  ),
   'soft-stateful': Case(
     lambda: sharing.soft(
       trunks.MLP((8,), batch_norm=True, dropout=0.3), {'b': nn.Dense(3), 'a': nn.Dense(2)}, penalty='trace'
@@ -266,12 +288,182 @@ CASES = {
     stateful=True,
     rtol=5e-2,
   ),
+  'cross_task_attention-lenet': Case(
+    lambda: sharing.cross_task_attention(
+      trunks.LeNet((4,), hidden=8, kernel_size=3), {'a': nn.Dense(2), 'b': nn.Dense(3)}, num_heads=2
+    ),
+    inputs=same((6, 7), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+  ),
+  'knowledge-fixed': Case(
+    lambda: sharing.knowledge(
+      trunks.MLP((8,), dropout=0.3),
+      {'a': Gated(), 'b': pair(2)},
+      matrix=np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4) ** 3,
+      num_heads=2,
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    stochastic=True,
+  ),
+  'knowledge-stems': Case(
+    lambda: sharing.knowledge(
+      pair(8),
+      {'text': nn.Dense(2), 'numbers': pair(3)},
+      size=(3, 5),
+      width=6,
+      stems={'text': Tokens(), 'numbers': pair(5)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+  ),
   'mtan-lenet': Case(
     lambda: sharing.mtan(
       trunks.LeNet((4, 4), hidden=8, kernel_size=3), {'a': nn.Dense(2), 'b': nn.Dense(3)}, reduction=1
     ),
     inputs=same((6, 7), 'a', 'b'),
     outputs={'a': (2,), 'b': (3,)},
+    stateful=True,
+  ),
+  'lora-stateful': Case(
+    lambda: sharing.lora(
+      trunks.MLP((8,), batch_norm=True, dropout=0.3), {'b': nn.Dense(3), 'a': Gated()}, rank=2, scale=0.5
+    ),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (3,), 'a': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'lora-frozen-stems': Case(
+    lambda: sharing.lora(
+      counting_module(8),
+      {'text': nn.Dense(2), 'numbers': pair(3)},
+      where='w$',
+      frozen={'w': np.eye(5, 8), 'b': np.zeros(8)},
+      stems={'text': Tokens(), 'numbers': pair(5)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+    stateful=True,
+  ),
+  'residual_adapters-series': Case(
+    lambda: sharing.residual_adapters(
+      trunks.MLP((8, 6), batch_norm=True, dropout=0.3), {'b': nn.Dense(3), 'a': nn.Dense(2)}
+    ),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (3,), 'a': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'residual_adapters-parallel-bf16': Case(
+    lambda: sharing.residual_adapters(
+      trunks.LeNet((4, 4), hidden=8, kernel_size=3, dtype=jnp.bfloat16),
+      {'a': heads.classify(3, hidden=(8,), dtype=jnp.bfloat16), 'b': heads.multilabel(2)},
+      cuts=('conv_0', 'conv_1'),
+      kind='parallel',
+    ),
+    inputs=same((6, 7, 1), 'a', 'b'),
+    outputs={'a': (3,), 'b': (2,)},
+    rtol=5e-2,
+  ),
+  'layer_wise-nnx': Case(
+    lambda: sharing.layer_wise(NnxTrunk, {'a': nn.Dense(2), 'b': Gated()}, shared='kernel|scale'),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'connection_wise-fixed': Case(
+    lambda: sharing.connection_wise(
+      trunks.LeNet((4,), hidden=8, kernel_size=3), {'a': nn.Dense(2), 'b': pair(3)}, density=0.5
+    ),
+    inputs=same((6, 7), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+  ),
+  'connection_wise-learned': Case(
+    lambda: sharing.connection_wise(trunks.MLP((8, 8)), {'b': nn.Dense(3), 'a': pair(2)}, learned='sigmoid'),
+    inputs=same((5,), 'b', 'a'),
+    outputs={'b': (3,), 'a': (2,)},
+  ),
+  'tree-uneven': Case(
+    lambda: sharing.tree(
+      [trunks.MLP((6,), batch_norm=True, dropout=0.3), counting_module(7), pair(8)],
+      {'a': nn.Dense(2), 'b': Gated(), 'c': pair(3)},
+      TaskTree((('a', 'b'), 'c')),
+      cuts=(0, 1),
+    ),
+    inputs=same((5,), 'a', 'b', 'c'),
+    outputs={'a': (2,), 'b': (3,), 'c': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'tree-stems': Case(
+    lambda: sharing.tree(
+      [counting_module(6), pair(8)],
+      {'text': nn.Dense(2), 'numbers': pair(3), 'image': nn.Dense(2)},
+      TaskTree(('text', ('numbers', 'image'))),
+      stems={'text': Tokens(), 'numbers': trunks.MLP((5,), dropout=0.3), 'image': trunks.MLP((5,))},
+    ),
+    inputs={'text': (3,), 'numbers': (2,), 'image': (4, 4)},
+    outputs={'text': (2,), 'numbers': (3,), 'image': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'graph-directed': Case(
+    lambda: sharing.graph(
+      trunks.MLP((8, 8), batch_norm=True, dropout=0.3),
+      {'a': nn.Dense(2), 'b': nn.Dense(3), 'c': nn.Dense(2)},
+      TaskGraph(('b', 'a', 'c'), {('a', 'b'): 2.0, ('b', 'c'): 0.5}, directed=True),
+    ),
+    inputs=same((5,), 'a', 'b', 'c'),
+    outputs={'a': (2,), 'b': (3,), 'c': (2,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  # At the perturbed point of these rows every node is somebody's choice, and so is every block: others get no gradient.
+  'learning_to_branch-five-tasks': Case(
+    lambda: sharing.learning_to_branch(
+      [trunks.MLP((6,), batch_norm=True, dropout=0.3), pair(7), functools.partial(nnx.Linear, 7, 4)],
+      {'a': nn.Dense(2), 'b': Gated(), 'c': pair(3), 'd': pair(2), 'e': pair(1)},
+      cuts=(0, 1),
+      width=(1, 2, 2),
+    ),
+    inputs=same((5,), *'abcde'),
+    outputs={'a': (2,), 'b': (3,), 'c': (3,), 'd': (2,), 'e': (1,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'learning_to_branch-stems': Case(
+    lambda: sharing.learning_to_branch(
+      [counting_module(6), pair(8)],
+      {'text': nn.Dense(2), 'numbers': pair(3)},
+      hard=False,
+      stems={'text': Tokens(), 'numbers': trunks.MLP((5,), dropout=0.3)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'adashare-mlp': Case(
+    lambda: sharing.adashare(
+      trunks.MLP((8, 8, 8), batch_norm=True, dropout=0.3), {'a': nn.Dense(2), 'b': pair(3)}, start=0.8, hard=True
+    ),
+    inputs=same((5,), 'a', 'b'),
+    outputs={'a': (2,), 'b': (3,)},
+    stochastic=True,
+    stateful=True,
+  ),
+  'adashare-stems': Case(
+    lambda: sharing.adashare(
+      [pair(5), counting_module(6), functools.partial(nnx.Linear, 6, 6)],
+      {'text': nn.Dense(2), 'numbers': pair(3)},
+      start=0.8,
+      stems={'text': Tokens(), 'numbers': pair(5)},
+    ),
+    inputs={'text': (3,), 'numbers': (2,)},
+    outputs={'text': (2,), 'numbers': (3,)},
+    stochastic=True,
     stateful=True,
   ),
 }

@@ -195,8 +195,12 @@ def test_architectures_are_variants(folder, capfd, monkeypatch):
   experiment, variants = given[0]
   assert list(variants) == ['mmoe(num_experts=3)', 'hard']
   assert all(variant.train is experiment.train and variant.test is experiment.test for variant in variants.values())
-  code, _, _ = call(capfd, 'compare', str(path), '--architectures', 'soft,all', '--width', '4')
-  assert code == 0 and set(given[1][1]) == set(sharing.ARCHITECTURES) and list(given[1][1])[0] == 'soft'
+  code, out, _ = call(capfd, 'compare', str(path), '--architectures', 'soft,all', '--width', '4')
+  assert code == 0 and list(given[1][1])[0] == 'soft'
+  assert set(given[1][1]) == set(sharing.ARCHITECTURES) - {'adashare'}
+  assert out.startswith("left out, adashare: adashare stages: none of ['layer_0'] keeps the shape")
+  code, _, said = call(capfd, 'compare', str(path), '--architectures', 'adashare', '--width', '4')
+  assert code == 2 and said.startswith("mtljax compare: adashare stages: none of ['layer_0'] keeps the shape")
 
 
 def never(*args, **kwargs):
@@ -236,6 +240,10 @@ def never(*args, **kwargs):
     (['compare'], r'mtljax compare: experiment: found none'),
     (['evaluate'], r'mtljax evaluate: run directory: found none'),
     (['evaluate', 'nowhere'], r'run directory nowhere: found no config.json'),
+    (['draw'], r'mtljax draw: experiment: found none, expected a \.py file or one of'),
+    (['draw', 'TINY', '--out', 'model.txt'], r"out: found 'model\.txt', expected a file that ends in one of \('\.png'"),
+    (['draw', 'TINY', '--out', 'TINY/x.png'], r'out: .*tiny\.py/x\.png cannot be written'),
+    (['draw', 'TINY', '--steps', '3'], r"option '--steps' is unknown"),
     (['list', 'balancers'], r"argument 'balancers' is unknown"),
   ],
 )
@@ -247,6 +255,7 @@ def test_bad_input_is_one_sentence_before_training(folder, capfd, monkeypatch, a
     'FOLDER': str(folder),
     'OTHER': str(folder / 'other'),
     'TINY/x': str(folder / 'tiny.py' / 'x'),
+    'TINY/x.png': str(folder / 'tiny.py' / 'x.png'),
   }
   before = set(folder.rglob('*'))
   code, out, err = call(capfd, *(places.get(text, text) for text in argv))
@@ -259,7 +268,7 @@ def test_bad_input_is_one_sentence_before_training(folder, capfd, monkeypatch, a
 @pytest.mark.parametrize('with_experiment', [False, True])
 def test_help_has_every_option_its_meaning_and_default(folder, capfd, monkeypatch, command, with_experiment):
   monkeypatch.setenv('COLUMNS', '200')
-  takes_one = command in ('train', 'compare')
+  takes_one = command in ('train', 'compare', 'draw')
   argv = [str(folder / 'tiny.py')] if with_experiment and takes_one else []
   code, out, err = call(capfd, command, *argv, '--help')
   assert code == 0 and err == ''
@@ -298,6 +307,18 @@ def test_list_names_everything(capfd):
   listed = {line.split()[0] for line in out.splitlines() if line.startswith('  ')}
   assert listed == {*mtl.balancing.METHODS, *mtl.sharing.ARCHITECTURES, *experiment.shipped()}
   assert all(len(line.split()) > 2 for line in out.splitlines() if line.startswith('  '))
+
+
+def test_draw(folder, capfd, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = call(capfd, 'draw', str(folder / 'tiny.py'), '--width', '5')
+  assert code == 0 and err == ''
+  lines = out.splitlines()
+  assert lines[0] == 'tiny, forward pass of one example; drawn in runs/tiny/structure.png'
+  assert [line.split()[:2] for line in lines[3:6]] == [['shared', '35'], ['kind', '12'], ['size', '6']]
+  assert pathlib.Path('runs/tiny/structure.png').read_bytes().startswith(b'\x89PNG')
+  assert call(capfd, 'draw', str(folder / 'tiny.py'), '--out=model.svg')[0] == 0
+  assert 'runs' in os.listdir() and '<svg' in pathlib.Path('model.svg').read_text()
 
 
 def test_default_places(tmp_path, capfd, monkeypatch):

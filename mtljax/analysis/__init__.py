@@ -1,6 +1,19 @@
-"""Tables and figures of runs and comparisons."""
+"""Tables and figures of runs, comparisons and models."""
 
+from mtljax.analysis.cost import costs
+from mtljax.analysis.draw import diagram
 from mtljax.analysis.plots import comparison, curves, save
+from mtljax.analysis.structure import parts_graph
 from mtljax.analysis.tables import aligned, leaderboard, metric_table
 
-__all__ = ['aligned', 'comparison', 'curves', 'leaderboard', 'metric_table', 'save']
+__all__ = [
+  'aligned',
+  'comparison',
+  'costs',
+  'curves',
+  'diagram',
+  'leaderboard',
+  'metric_table',
+  'parts_graph',
+  'save',
+]

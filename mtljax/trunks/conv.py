@@ -26,6 +26,7 @@ class Conv(nn.Module):
     kernel_size: one size per spatial axis.
     strides: the same, or one for all.
     padding: 'SAME', 'VALID' or (low, high) pairs.
+    dilation: distance of neighbours in the window, one per spatial axis or one for all (`kernel_dilation`).
     impl: 'auto' takes im2col on the CPU and lax elsewhere, decided while tracing.
     dtype: of the computation (jnp.bfloat16); parameters are float32.
   """
@@ -34,6 +35,7 @@ class Conv(nn.Module):
   kernel_size: Sequence[int]
   strides: int | Sequence[int] = 1
   padding: str | Sequence[tuple[int, int]] = 'SAME'
+  dilation: int | Sequence[int] = 1
   use_bias: bool = True
   impl: Literal['auto', 'lax', 'im2col'] = 'auto'
   dtype: Any = None
@@ -50,32 +52,39 @@ class Conv(nn.Module):
       raise InputError(f'Conv: inputs have shape {x.shape}, expected [B, *spatial, C] with {len(size)} spatial axes.')
     if self.impl not in IMPLEMENTATIONS:
       raise InputError(f'Conv: impl is {self.impl!r}, expected one of {IMPLEMENTATIONS}.')
-    strides = (self.strides,) * len(size) if isinstance(self.strides, int) else tuple(self.strides)
+    strides, dilation = (
+      (given,) * len(size) if isinstance(given, int) else tuple(given) for given in (self.strides, self.dilation)
+    )
     kernel = self.param('kernel', self.kernel_init, (*size, x.shape[-1], self.features), self.param_dtype)
     bias = self.param('bias', self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     padding = self.padding
     if isinstance(padding, str):
-      padding = jax.lax.padtype_to_pads(x.shape[1:-1], size, strides, padding)
+      padding = jax.lax.padtype_to_pads(x.shape[1:-1], _spans(size, dilation), strides, padding)
     im2col = self.impl == 'im2col' or (self.impl == 'auto' and jax.default_backend() == 'cpu')
-    y = (_im2col if im2col else _lax)(x, kernel, strides, padding)
+    y = (_im2col if im2col else _lax)(x, kernel, strides, padding, dilation)
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def _lax(x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> Array:
+def _spans(size: Sequence[int], dilation: Sequence[int]) -> list[int]:
+  """How far a window reaches."""
+  return [(k - 1) * d + 1 for k, d in zip(size, dilation)]
+
+
+def _lax(x: Array, kernel: Array, strides, padding, dilation) -> Array:
   spatial = ''.join('DHW'[-(x.ndim - 2) :])
   layout = (f'N{spatial}C', f'{spatial}IO', f'N{spatial}C')
-  return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+  return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=layout)
 
 
-def _im2col(x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> Array:
+def _im2col(x: Array, kernel: Array, strides, padding, dilation) -> Array:
   x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
   size = kernel.shape[:-2]
-  counts = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], size, strides)]
+  counts = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], _spans(size, dilation), strides)]
+  window = lambda i, d, s, n: slice(i * d, i * d + s * (n - 1) + 1, s)
   # One slice per place in the window; their order is that of the kernel's leading axes.
   windows = [
-    x[(slice(None), *(slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(place, strides, counts)))]
-    for place in itertools.product(*map(range, size))
+    x[(slice(None), *map(window, place, dilation, strides, counts))] for place in itertools.product(*map(range, size))
   ]
   return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 

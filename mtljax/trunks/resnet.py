@@ -26,13 +26,14 @@ class _Part(nn.Module, kw_only=True):
   dtype: Any = None
 
 
-def _conv(part, x, channels: int, size: int, stride: int = 1):
+def _conv(part, x, channels: int, size: int, stride: int = 1, dilation: int = 1):
   """A convolution of the part, padded as if the stride were one, without a bias (the norm after it has one)."""
   return Conv(
     channels,
     (size, size),
     stride,
-    padding=((size // 2, size // 2),) * 2,
+    padding=((size // 2 * dilation, size // 2 * dilation),) * 2,
+    dilation=dilation,
     use_bias=False,
     impl=part.impl,
     dtype=part.dtype,
@@ -69,6 +70,7 @@ class Block(_Part):
   channels: int = 64
   stride: int = 1
   bottleneck: bool = False
+  dilation: int = 1  # of the 3x3 convolutions
 
   @nn.compact
   def __call__(self, x, train: bool = False):
@@ -81,7 +83,7 @@ class Block(_Part):
     y = x
     for index, (channels, size, stride) in enumerate(layers):
       y = nn.relu(y) if index else y
-      y = _normalised(self, _conv(self, y, channels, size, stride), train)
+      y = _normalised(self, _conv(self, y, channels, size, stride, self.dilation), train)
     if x.shape[-1] != out or self.stride > 1:
       x = _normalised(self, _conv(self, x, out, 1, self.stride), train)
     return nn.relu(x + y)
@@ -94,12 +96,14 @@ class Stage(_Part):
   depth: int = 2
   stride: int = 1
   bottleneck: bool = False
+  dilation: int = 1  # of the 3x3 convolutions
 
   @nn.compact
   def __call__(self, x, train: bool = False):
     """f[B, H, W, C] -> f[B, H / stride, W / stride, channels (times 4)]."""
     for index in range(self.depth):
-      x = _block(self, self.channels, self.stride if index == 0 else 1).copy(name=f'block{index}')(x, train)
+      block = _block(self, self.channels, 1 if index else self.stride, self.dilation)
+      x = block.copy(name=f'block{index}')(x, train)
     return x
 
 
@@ -189,8 +193,8 @@ def _part(net, kind: type[_Part], **fields) -> _Part:
   return kind(norm=net.norm, groups=net.groups, impl=net.impl, dtype=net.dtype, parent=None, **fields)
 
 
-def _block(net, channels: int, stride: int) -> Block:
-  return _part(net, Block, channels=channels, stride=stride, bottleneck=net.bottleneck)
+def _block(net, channels: int, stride: int, dilation: int = 1) -> Block:
+  return _part(net, Block, channels=channels, stride=stride, bottleneck=net.bottleneck, dilation=dilation)
 
 
 def resnet18(**options) -> ResNet:

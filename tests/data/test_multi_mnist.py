@@ -98,6 +98,6 @@ def test_missing_files_and_wrong_arguments_are_named(tmp_path):
 def test_the_real_files(data_dir):
   splits = multi_mnist.load(data_dir)
   assert {split: len(part['inputs']) for split, part in splits.items()} == multi_mnist.PAIRS
-  assert 0.25 < splits["train"]["inputs"].mean() * 36**2 / 28**2 < 0.27  # two images of 0.13, overlaid
+  assert 0.25 < splits['train']['inputs'].mean() * 36**2 / 28**2 < 0.27  # two images of 0.13, overlaid
   shares = np.bincount(splits['train']['labels']['right'], minlength=10) / len(splits['train']['inputs'])
   assert np.all((shares > 0.08) & (shares < 0.125))

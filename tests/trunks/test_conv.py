@@ -11,22 +11,26 @@ from sharing_cases import jit_init
 from mtljax import trunks
 from mtljax.base import InputError
 
-LAYOUTS = [
-  ((2, 7, 6, 3), (3, 3), 1, 'SAME'),
-  ((2, 7, 6, 3), (3, 2), (2, 3), 'SAME'),
-  ((2, 7, 6, 3), (5, 4), (1, 2), 'VALID'),
-  ((2, 7, 6, 3), (2, 3), (3, 1), ((1, 0), (2, 1))),
-  ((2, 9, 3), (4,), 2, 'SAME'),
+LAYOUTS = [  # shape, kernel, strides, padding, dilation
+  ((2, 7, 6, 3), (3, 3), 1, 'SAME', 1),
+  ((2, 7, 6, 3), (3, 2), (2, 3), 'SAME', 1),
+  ((2, 7, 6, 3), (5, 4), (1, 2), 'VALID', 1),
+  ((2, 7, 6, 3), (2, 3), (3, 1), ((1, 0), (2, 1)), 1),
+  ((2, 9, 3), (4,), 2, 'SAME', 1),
+  ((2, 7, 6, 3), (3, 3), 1, 'SAME', 2),
+  ((2, 9, 8, 3), (3, 2), (2, 1), 'VALID', (3, 4)),
+  ((2, 7, 6, 3), (3, 2), (1, 2), ((2, 3), (0, 4)), (2, 5)),
+  ((2, 9, 3), (4,), 2, 'SAME', 3),
 ]
 
 
-@pytest.mark.parametrize('shape, size, strides, padding', LAYOUTS)
-def test_it_is_nn_conv_with_gradients(shape, size, strides, padding):
+@pytest.mark.parametrize('shape, size, strides, padding, dilation', LAYOUTS)
+def test_it_is_nn_conv_with_gradients(shape, size, strides, padding, dilation):
   draw = np.random.default_rng(0)
   x = jnp.asarray(draw.normal(size=shape), jnp.float32)
   options = dict(strides=strides, padding=padding)
-  theirs = nn.Conv(4, size, **options)
-  ours = [trunks.Conv(4, size, impl=impl, **options) for impl in ('lax', 'im2col')]
+  theirs = nn.Conv(4, size, kernel_dilation=dilation, **options)
+  ours = [trunks.Conv(4, size, dilation=dilation, impl=impl, **options) for impl in ('lax', 'im2col')]
   variables = random_variables(theirs, x)
   weights = jnp.asarray(draw.normal(size=jax.eval_shape(theirs.apply, variables, x).shape), jnp.float32)
 
