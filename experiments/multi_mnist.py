@@ -27,7 +27,7 @@ class Config:
   architecture: str = 'hard'
   learning_rate: float = 3e-3
   steps: int = 300
-  batch_size: int = 64
+  batch_size: int = 32
   train_pairs: int = 20_000
   data_dir: str = '~/.cache/mtljax'
 

@@ -1,6 +1,66 @@
 """Nine made-up tasks in three groups: are the groups and the task covariance found from a few examples?
 
-python experiments/related_tasks.py --out docs/images
+  python experiments/related_tasks.py --out docs/images
+  mtljax train experiments/related_tasks.py --method mtrl --beta 0.3
+
+The first command draws docs/images/related_tasks.png and printed, in 89 s on two cores (82 s of processor time),
+besides the true tree, which is the learned one:
+
+                                                seed 0  seed 1  seed 2  seed 3  seed 4    mean ± std
+  --------------------------------------------  ------  ------  ------  ------  ------  ------------
+  correlation with the true covariance: mtrl      0.90    0.88    0.91    0.88    0.84   0.88 ± 0.03
+  correlation with the true covariance: graph     0.94    0.89    0.91    0.90    0.87   0.90 ± 0.03
+  correlation with the true covariance: l2        0.93    0.89    0.87    0.88    0.90   0.90 ± 0.02
+  correlation with the true covariance: equal     0.86    0.79    0.83    0.81    0.91   0.84 ± 0.05
+  correlation with the true covariance: single    0.07   -0.07    0.05   -0.23    0.31   0.03 ± 0.20
+  adjusted Rand index: mtrl                       1.00    1.00    1.00    1.00    1.00   1.00 ± 0.00
+  adjusted Rand index: graph                      1.00    1.00    1.00    1.00    1.00   1.00 ± 0.00
+  adjusted Rand index: l2                         1.00    1.00    1.00    1.00    1.00   1.00 ± 0.00
+  adjusted Rand index: equal                      1.00    1.00    1.00    1.00    1.00   1.00 ± 0.00
+  adjusted Rand index: single                    -0.21   -0.12   -0.16    0.00    0.10  -0.08 ± 0.13
+  adjusted Rand index: branching                  1.00    1.00    0.27    1.00    0.64   0.78 ± 0.33
+  test R2: mtrl                                   0.56    0.61    0.49    0.63    0.50   0.56 ± 0.06
+  test R2: graph                                  0.48    0.54    0.41    0.57    0.41   0.48 ± 0.07
+  test R2: l2                                     0.49    0.55    0.43    0.58    0.43   0.50 ± 0.07
+  test R2: equal                                  0.38    0.45    0.30    0.49    0.26   0.38 ± 0.10
+  test R2: single                                 0.46    0.54    0.41    0.58    0.40   0.48 ± 0.08
+  test R2: branching                              0.58    0.64    0.45    0.67    0.52   0.57 ± 0.09
+
+  Tree of the covariance learned by mtrl, seed 0
+  root
+  ├── root.0
+  │   ├── a
+  │   ├── b
+  │   └── c
+  ├── root.1
+  │   ├── d
+  │   ├── e
+  │   └── f
+  └── root.2
+      ├── g
+      ├── h
+      └── i
+
+  Learned graph, seed 0: 9 tasks (a, b, c, d, e, f, g, h, i), 9 edges
+  a -- b  0.1292
+  a -- c  0.1312
+  b -- c  0.1427
+  d -- e  0.1404
+  d -- f  0.1426
+  e -- f  0.1477
+  g -- h  0.136
+  g -- i  0.1412
+  h -- i  0.1406
+
+60 examples of each task, groups as opposite as three can be (conflict 1), labels with noise of half the signal's size:
+- MTRL has the best test R2. Without a penalty, tasks that share a trunk do worse than nets of their own, and learned
+  relations more than make up for it. The learned graph does not beat `l2`, a penalty on the size of the heads alone.
+- Relations show in any heads that share a trunk: as well with `l2` as with MTRL, with less contrast where nothing ties
+  them. Heads of nets trained apart cannot be compared. Trees are cut at the true number of groups, taken as known.
+- `branching` has an easier problem (300 examples, less noise, one feature for each branch) and the best of 16 starts by
+  validation loss, and still misses the groups of seed 2. Its R2 is not comparable with the others'.
+beta is .3 for all three penalties; it, the temperature and the settings of `branching` were found by trying some values
+on these seeds.
 """
 
 import argparse
@@ -22,8 +82,8 @@ from mtljax.relations import TaskGraph, TaskTree
 TREE = TaskTree((('a', 'b', 'c'), ('d', 'e', 'f'), ('g', 'h', 'i')))
 METHODS = ('mtrl', 'graph', 'l2', 'equal', 'single', 'branching')
 # Choosing a branch takes more examples, branches that cannot hold several groups (one feature each, see `build`) and
-# several starts, as about half of them end with a group in the wrong branch.
-BRANCHING = dict(noise=0.3, train_size=300, learning_rate=2e-2, steps=2000, starts=4)
+# many starts: most end with a task or a group in the wrong branch.
+BRANCHING = dict(noise=0.3, train_size=300, learning_rate=2e-2, steps=2000, starts=16)
 QUANTITIES = {
   'correlation': 'correlation with the true covariance',
   'rand index': 'adjusted Rand index',
@@ -241,6 +301,7 @@ def figure(made: related_tasks.RelatedTasks, learned):
 
   names = TREE.leaves
   canvas = Figure(figsize=(9, 6.2), layout='constrained')
+  canvas.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
   above, below = canvas.subfigures(2, 1, height_ratios=(1, 1))
   matrices = {
     'true covariance': made.covariance,

@@ -26,6 +26,9 @@ def public_functions():
     mtl.losses,
     mtl.metrics,
     mtl.penalties,
+    mtl.relations,
+    mtl.learned_relations,
+    mtl.analysis,
     mtl.data,
   ):
     for name in getattr(owner, '__all__', None) or [n for n in vars(owner) if not n.startswith('_')]:

@@ -3,6 +3,7 @@
 from mtljax.analysis.cost import costs
 from mtljax.analysis.draw import diagram
 from mtljax.analysis.plots import comparison, curves, save
+from mtljax.analysis.relations_plot import relation_graph, relation_matrices, relation_tree
 from mtljax.analysis.structure import parts_graph
 from mtljax.analysis.tables import aligned, leaderboard, metric_table
 
@@ -15,5 +16,8 @@ __all__ = [
   'leaderboard',
   'metric_table',
   'parts_graph',
+  'relation_graph',
+  'relation_matrices',
+  'relation_tree',
   'save',
 ]

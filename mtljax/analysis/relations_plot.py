@@ -136,7 +136,7 @@ def draw_graph(axis, graph: TaskGraph, title: str = '') -> None:
     )
     axis.annotate('', xy=places[b], xytext=places[a], arrowprops=style, zorder=1)
     along = places[b] - places[a]  # off the middle: edges that cross in the middle stay legible
-    x, y = places[a] + along * 0.27 + bend * 0.4 * np.array([along[1], -along[0]])
+    x, y = places[a] + along * 0.4 + bend * 0.47 * np.array([along[1], -along[0]])
     white = dict(boxstyle='round,pad=0.1', fc='white', ec='none')
     axis.text(x, y, f'{weight:.2g}', fontsize=7, color='#444444', ha='center', va='center', bbox=white, zorder=2)
   for node, (x, y) in places.items():

@@ -1,6 +1,6 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
-from mtljax.data import multi_digits, multi_mnist
+from mtljax.data import multi_digits, multi_mnist, related_tasks
 from mtljax.data.batching import Batches, eval_batches, select_tasks
 from mtljax.data.sources import from_tfds, make_examples, npz, split
 
@@ -12,6 +12,7 @@ __all__ = [
   'multi_digits',
   'multi_mnist',
   'npz',
+  'related_tasks',
   'select_tasks',
   'split',
 ]

@@ -6,6 +6,7 @@ product with every Gramian method runs with `pytest -m full tests/sharing/test_s
 
 import contextlib
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import problems
 import pytest
-from sharing_cases import jit_init
+from sharing_cases import forward, jit_init
 
 import mtljax as mtl
 from mtljax import checkpoint, sharing
@@ -99,6 +100,24 @@ def test_a_step_on_one_device_on_four_and_from_a_checkpoint(index, architecture,
   methods = gramian_methods()
   count, kind = (2, 5)[index % 2], ('single', 'multi')[index // 2 % 2]
   check(architecture, count, kind, methods[index % len(methods)], tmp_path, MODES[index % 3])
+
+
+@pytest.mark.parametrize('architecture', sharing.ARCHITECTURES)
+def test_batch_norm_and_dropout_work_in_bfloat16(architecture):
+  trunk = mtl.trunks.MLP((6, 6), batch_norm=True, dropout=0.3, dtype=jnp.bfloat16)
+  heads = {t: mtl.heads.classify(3, hidden=(4,), dtype=jnp.bfloat16) for t in 'ab'}
+  model, x = sharing.parse(architecture)(trunk, heads), make_batch('ab', 'single', 0)['inputs']
+  params, state = jit_init(model.init)(jax.random.key(0), dict.fromkeys('ab', x))
+  run = jax.jit(lambda params, key: forward(model, params, state, dict.fromkeys('ab', x), train=True, key=key))
+  products = re.findall(r'bf16\[[\d,]*\] = dot_general', str(jax.make_jaxpr(run)(params, jax.random.key(1))))
+  assert products, 'nothing is multiplied in bfloat16'
+  (outputs, new), (others, _) = run(params, jax.random.key(1)), run(params, jax.random.key(2))
+  assert all(y.dtype == jnp.float32 and np.all(np.isfinite(y)) for y in outputs.values())
+  assert all(np.any(outputs[t] != others[t]) for t in outputs), 'no dropout'
+  statistics = [leaf for leaf in jax.tree.leaves((params, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  assert {leaf.dtype for leaf in statistics} == {np.dtype('float32')}
+  jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), state, new)
+  assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (state, new)))), 'no statistics'
 
 
 @pytest.mark.full
