@@ -49,7 +49,7 @@ def build(config: Config) -> mtl.Experiment:
     model=mtl.sharing.parse(config.architecture)(trunk, heads),
     tasks=tasks,
     train=mtl.data.Batches(splits['train'], config.batch_size),
-    val=mtl.data.eval_batches(splits['val'], 1000),
-    test=mtl.data.eval_batches(splits['test'], 1000),
+    val=mtl.data.eval_batches(splits['val'], 250),
+    test=mtl.data.eval_batches(splits['test'], 250),
     optimizer=optimizer,
   )

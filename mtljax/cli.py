@@ -212,8 +212,8 @@ def _variants(text, module, config, experiment):
   every = [name for name in sharing.ARCHITECTURES if place < len(names) and name not in names]
   variants = {}
   for name in dict.fromkeys([*names[:place], *every, *names[place + 1 :]]):
-    variant = experiment_lib.build(module, dataclasses.replace(config, architecture=name))
     try:
+      variant = experiment_lib.build(module, dataclasses.replace(config, architecture=name))
       experiment_lib.check_model(variant)
     except InputError as error:
       if name not in every:

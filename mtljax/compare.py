@@ -103,13 +103,15 @@ def compare(
   plan = dataclasses.replace(plan, balancers=methods)
   rows = _rows(experiment, methods, variants)
   evaluators = {id(part): lane_evaluator(part) for row in rows.values() for part, _ in row}
-  lanes = {
-    label: [
-      Lanes(part, dataclasses.replace(plan, at='params') if label == SINGLE else plan, method, evaluators[id(part)])
-      for part, method in row
-    ]
-    for label, row in rows.items()
-  }
+  lanes = {}
+  for label, row in rows.items():
+    at = 'params' if label == SINGLE else plan.at
+    try:
+      lanes[label] = [
+        Lanes(part, dataclasses.replace(plan, at=at), method, evaluators[id(part)]) for part, method in row
+      ]
+    except InputError as error:  # of many rows, which?
+      raise InputError(f'{label}: {error}') from error
   folder = None if run_dir is None else rundir.create(run_dir, overwrite=overwrite)
   found, chosen, skipped, states, sizes, base = {}, {}, {}, {}, {}, {}
   for label, row in lanes.items():

@@ -1,5 +1,6 @@
 """Evaluation: metrics as sums that merge over batches, divided once at the end."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -17,13 +18,14 @@ def make_eval_step(model: Model, tasks: Sequence[Task]) -> Callable[[PyTree, PyT
 
   Tasks with `decode` give their loss only: their metrics read predictions, which `evaluate` makes outside of jit.
   """
-  arrays.task_names(tasks)
+  names = arrays.task_names(tasks)
 
   def eval_step(params, model_state, batch):
-    sums = {}
+    inputs.check_batch(batch, names, model)
+    sums, features = {}, _features(model.trunk, model.stem, names, names, params, model_state, _inputs(batch, names))
     for task in tasks:
-      head, x, labels, mask = _head(model, tasks, task, params, model_state, batch)
-      outputs, size = head(x), inputs.batch_size(x)
+      x, labels, mask = inputs.task_inputs(batch, task.name)
+      outputs, size = _head(model, task, params, features)(x), inputs.batch_size(x)
       safe = labels if mask is None else arrays.make_safe(labels, mask)
       values = task.loss(outputs, safe)
       inputs.check_losses(task.name, values, mask, size)
@@ -84,42 +86,69 @@ def evaluate(
     InputError: no batch.
   """
   eval_step = jax.jit(make_eval_step(model, tasks)) if eval_step is None else eval_step
-  decoded = [task for task in tasks if task.decode is not None]
   total = None
   for batch in batches:
     sums = eval_step(params, model_state, batch)
-    for task in decoded:
-      sums[task.name] |= _decode(model, tasks, task, params, model_state, batch)
+    for name, found in _decoded(model, tasks, params, model_state, batch).items():
+      sums[name] |= found
     total = sums if total is None else merge(tasks, total, sums)
   if total is None:
     raise InputError('evaluate batches: found none, expected at least one batch.')
   return jax.tree.map(float, compute(tasks, total))
 
 
-def _head(model, tasks, task, params, model_state, batch):
-  """The task's head as a function of its inputs (target tokens), on the features of this batch."""
-  name, names = task.name, arrays.task_names(tasks)
-  inputs.check_batch(batch, names, model)
-  x, labels, mask = inputs.task_inputs(batch, name)
-  own, state = params['tasks'][name], model_state['tasks'][name]
-  z, seen = x, names
+def _inputs(batch, names):
+  """A batch with its inputs only."""
   if inputs.is_multi_input(batch):
-    seen = (name,)
-    if model.stem is not None:
-      z, state = model.stem(own, state, x, task=name, train=False, key=None)
-  features, _ = model.trunk(params['shared'], model_state['shared'], z, tasks=seen, train=False, key=None)
+    return {name: {'inputs': batch[name]['inputs']} for name in names}
+  return {'inputs': batch['inputs']}
+
+
+def _features(trunk, stem, names, wanted, params, model_state, batch):
+  """{task: (features, state of its head)} of the wanted ones of the tasks; one input goes through the trunk once."""
+  mode, states = dict(train=False, key=None), model_state['tasks']
+  run = lambda z, seen: trunk(params['shared'], model_state['shared'], z, tasks=seen, **mode)[0]
+  if not inputs.is_multi_input(batch):
+    features = run(batch['inputs'], names)
+    return {name: (features, states[name]) for name in wanted}
+  found = {}
+  for name in wanted:
+    z, state = batch[name]['inputs'], states[name]
+    if stem is not None:
+      z, state = stem(params['tasks'][name], state, z, task=name, **mode)
+    found[name] = run(z, (name,)), state
+  return found
+
+
+# Compiled once for all calls of `evaluate`: the functions are the key.
+_compiled_features = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))(_features)
+
+
+def _head(model, task, params, features):
+  """The task's head as a function of its inputs (target tokens), on its features."""
+  z, state = features[task.name]
 
   def head(x):
-    return model.head(own, state, features, inputs=x, task=name, train=False, key=None)[0]
+    own = params['tasks'][task.name]
+    return model.head(own, state, z, inputs=x, task=task.name, train=False, key=None)[0]
 
-  return head, x, labels, mask
+  return head
 
 
-def _decode(model, tasks, task, params, model_state, batch):
-  head, x, labels, mask = _head(model, tasks, task, params, model_state, batch)
-  predictions = task.decode(head, x)
-  mask = np.asarray(_full_mask(mask, inputs.batch_size(x)))
-  return {name: metric.update(predictions, labels, mask) for name, metric in task.metrics.items()}
+def _decoded(model, tasks, params, model_state, batch):
+  """{task: sums of the metrics of its predictions}, of tasks with `decode`, which runs outside of jit."""
+  names, decoded = arrays.task_names(tasks), [task for task in tasks if task.decode is not None]
+  if not decoded:
+    return {}
+  wanted = tuple(task.name for task in decoded)
+  features = _compiled_features(model.trunk, model.stem, names, wanted, params, model_state, _inputs(batch, names))
+  sums = {}
+  for task in decoded:
+    x, labels, mask = inputs.task_inputs(batch, task.name)
+    predictions = task.decode(_head(model, task, params, features), x)
+    mask = np.asarray(_full_mask(mask, inputs.batch_size(x)))
+    sums[task.name] = {name: metric.update(predictions, labels, mask) for name, metric in task.metrics.items()}
+  return sums
 
 
 def _full_mask(mask, size):

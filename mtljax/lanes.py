@@ -86,8 +86,7 @@ class Lanes:
     self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
     keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
     self.state = jax.jit(lambda *lanes: jax.lax.map(lambda lane: init(*lane), lanes))(self.rates, keys)
-    large = sum(leaf.nbytes for leaf in jax.tree.leaves(inputs.task_inputs(batch, self.names[0])[0])) > LARGE
-    serial = jax.default_backend() == 'cpu' and (method.level != 'losses' or large)
+    serial = _one_by_one(batch, self.names[0]) or (jax.default_backend() == 'cpu' and method.level != 'losses')
     self._program = jax.jit(one_by_one if serial else jax.vmap(lane, (0, 0, 0, None)), donate_argnums=1)
     self._program.eval_shape(*self._arguments(self.state, 0))  # finds what is wrong before anything is trained
 
@@ -119,10 +118,24 @@ class Lanes:
     return {split: self.evaluator(self.state, getattr(self.experiment, split), shape) for split in ('val', 'test')}
 
 
+def _one_by_one(batch, task: str) -> bool:
+  """Whether inputs are so large that the activations of all lanes at once would leave the CPU's cache."""
+  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.task_inputs(batch, task)[0])]
+  return jax.default_backend() == 'cpu' and sum(sizes) > LARGE
+
+
 def lane_evaluator(experiment: Experiment) -> Callable:
   """`(stack of states, batches, shape) -> {task: {metric: f[shape]}}`, compiled once for all rows of the experiment."""
   model, tasks = experiment.model, experiment.tasks
-  eval_step = jax.jit(jax.vmap(evaluate.make_eval_step(model, tasks), (0, 0, None)))
+  one_lane = evaluate.make_eval_step(model, tasks)
+  eval_lane = jax.jit(one_lane)
+
+  @jax.jit
+  def eval_step(params, model_state, batch):
+    if _one_by_one(batch, tasks[0].name):
+      return jax.lax.map(lambda lane: one_lane(*lane, batch), (params, model_state))
+    return jax.vmap(one_lane, (0, 0, None))(params, model_state, batch)
+
   merge = jax.jit(jax.vmap(lambda a, b: evaluate.merge(tasks, a, b)))
   compute = jax.jit(jax.vmap(lambda sums: evaluate.compute(tasks, sums)))
 
@@ -131,7 +144,7 @@ def lane_evaluator(experiment: Experiment) -> Callable:
     if any(task.decode is not None for task in tasks):  # decoders run outside of jit, lane by lane
       lanes = [jax.tree.map(lambda x, i=i: x[i], variables) for i in range(state.step.size)]
       values = jax.tree.map(
-        lambda *x: np.array(x), *(evaluate.evaluate(model, tasks, *lane, batches) for lane in lanes)
+        lambda *x: np.array(x), *(evaluate.evaluate(model, tasks, *lane, batches, eval_lane) for lane in lanes)
       )
     else:
       sums = [eval_step(*variables, batch) for batch in batches]

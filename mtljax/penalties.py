@@ -78,7 +78,8 @@ def tree_lasso(
 
   Args:
     beta: number or optax schedule.
-    tree: the leaves are the tasks of the parameters.
+    tree: the leaves are the tasks of the parameters. In a net of some of them (single-task baselines) a node's group is
+      what it has of these.
     where: regular expression searched for in a parameter's path within its task ('kernel', 'head/Dense_0/kernel').
     weights: {node's label: w_v}, as `print(tree)` has them and a task's name for its leaf; those left out are 0. None
       is `tree_weights(tree)`.
@@ -89,8 +90,8 @@ def tree_lasso(
     A `Penalty`.
 
   Raises:
-    InputError: no tree, weights for other nodes or below 0, eps that is not positive; while tracing, leaves that are
-      not the tasks, a pattern that matches nothing, heads whose paths or features differ.
+    InputError: no tree, weights for other nodes or below 0, eps that is not positive; while tracing, a task that is
+      no leaf, a pattern that matches nothing, heads whose paths or features differ.
 
   >>> a, b = jnp.array([[3.0], [0.0]]), jnp.array([[4.0], [1.0]])
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': a}, 'b': {'kernel': b}}}
@@ -118,7 +119,9 @@ def tree_lasso(
     for leaves in _by_path('tree_lasso', params, where, tree.leaves, lambda leaf: _features(leaf).shape[:1]).values():
       squares = {task: jnp.sum(_features(leaf) ** 2, axis=1) for task, leaf in leaves.items()}
       for weight, tasks in groups:
-        total += weight * jnp.sum(jnp.sqrt(sum(squares[task] for task in tasks) + eps**2) - eps)
+        mine = [squares[task] for task in tasks if task in squares]
+        if mine:
+          total += weight * jnp.sum(jnp.sqrt(sum(mine) + eps**2) - eps)
     return total
 
   return Penalty(beta, value)
@@ -165,15 +168,16 @@ def laplacian(beta: float | Callable, graph: TaskGraph, where: str = 'kernel') -
 
   Args:
     beta: number or optax schedule.
-    graph: its nodes are the tasks of the parameters.
+    graph: its nodes are the tasks of the parameters. In a net of some of them (single-task baselines) the edges between
+      these count.
     where: regular expression searched for in a parameter's path within its task ('kernel', 'head/Dense_0/kernel').
 
   Returns:
     A `Penalty`.
 
   Raises:
-    InputError: no graph; while tracing, nodes that are not the tasks, a pattern that matches nothing, heads whose paths
-      or shapes differ.
+    InputError: no graph; while tracing, a task that is no node, a pattern that matches nothing, heads whose paths or
+      shapes differ.
 
   >>> a, b = jnp.array([3.0, 1.0]), jnp.array([1.0, 0.0])
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': a}, 'b': {'kernel': b}}}
@@ -190,7 +194,8 @@ def laplacian(beta: float | Callable, graph: TaskGraph, where: str = 'kernel') -
   def value(params):
     total = jnp.zeros((), arrays.real_dtype())
     for leaves in _by_path('laplacian', params, where, graph.nodes, jnp.shape).values():
-      for a, b, weight in graph.edges:  # differences, not L: they are exactly 0 between equal heads
+      edges = [edge for edge in graph.edges if edge[0] in leaves and edge[1] in leaves]
+      for a, b, weight in edges:  # differences, not L: they are exactly 0 between equal heads
         total += (0.5 if graph.directed else 1.0) * weight * jnp.sum((leaves[a] - leaves[b]) ** 2)
     return total
 
@@ -208,8 +213,9 @@ def _features(leaf):
 
 def _by_path(name, params, where, tasks, compared):
   """{path: {task: leaf}} of the tasks' parameters that match; `compared(leaf)` has to be equal over tasks."""
-  arrays.check_names(f'{name} tasks', tasks, params['tasks'])
-  own = {task: dict(_matching(params['tasks'][task], where)) for task in sorted(tasks)}
+  if set(params['tasks']) - set(tasks):
+    arrays.check_names(f'{name} tasks', tasks, params['tasks'])
+  own = {task: dict(_matching(params['tasks'][task], where)) for task in sorted(params['tasks'])}
   first, *others = own
   for task in others:
     if set(own[task]) != set(own[first]):

@@ -202,6 +202,12 @@ def test_architectures_are_variants(folder, capfd, monkeypatch):
   code, _, said = call(capfd, 'compare', str(path), '--architectures', 'adashare', '--width', '4')
   assert code == 2 and said.startswith("mtljax compare: adashare stages: none of ['layer_0'] keeps the shape")
 
+  # A trunk without stages is refused while the model is built.
+  path = tiny.write(folder, 'stageless', source.replace('mtl.trunks.MLP((config.width,))', 'nn.Dense(config.width)'))
+  code, out, _ = call(capfd, 'compare', str(path), '--architectures', 'all')
+  assert code == 0 and 'left out, cross_stitch: stages: found Dense(' in out
+  assert {'hard', 'mmoe', 'lora', 'soft'} <= set(given[2][1]) and not {'cross_stitch', 'ple'} & set(given[2][1])
+
 
 def never(*args, **kwargs):
   raise AssertionError('trained')

@@ -208,6 +208,14 @@ def test_a_variant_of_other_tasks_is_refused(experiment, monkeypatch):
     compare(experiment, PLAN, variants={'one': subset(experiment, ['kind'])}, progress=False)
 
 
+def test_the_row_that_cannot_be_trained_is_named(experiment, monkeypatch):
+  monkeypatch.setattr(loop, 'fit', functools.partial(pytest.fail, 'trained'))
+  model = mtl.sharing.lora(mtl.trunks.MLP((8,)), {'kind': nn.Dense(2), 'size': nn.Dense(1)})
+  variants = {'hard': experiment, 'lora(rank=4)': dataclasses.replace(experiment, model=model)}
+  with pytest.raises(InputError, match=r"^lora\(rank=4\): at='features': feature"):
+    compare(experiment, dataclasses.replace(PLAN, balancers=(), at='features'), variants=variants, progress=False)
+
+
 @pytest.mark.parametrize(
   'options, message',
   [

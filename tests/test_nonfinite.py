@@ -51,6 +51,16 @@ def test_a_dropped_task_is_an_absent_one(name, kind):
   assert info.losses[1] == 0 and not absent.nonfinite.any()
 
 
+@pytest.mark.parametrize('name', ['equal', 'mgda'])
+def test_a_task_is_dropped_where_nothing_is_shared(name):
+  net = mtl.sharing.soft(nn.Dense(4), {'digit': nn.Dense(3), 'size': nn.Dense(2)}, beta=0.1)
+  state, step, batch = setup(name, net=net)
+  after, info = step(state, spoilt(batch))
+  want, _ = step(state, without_size(batch))
+  problems.leaves_close(after, want, rtol=1e-6, atol=1e-7)
+  assert info.finite and info.present.tolist() == [True, False] and info.nonfinite.tolist() == [False, True]
+
+
 @pytest.mark.parametrize('name', ['equal', 'graddrop'])
 def test_an_error_stands_still_and_names_the_task(name):
   state, step, batch = setup(name, on_nonfinite='error')

@@ -126,6 +126,17 @@ def test_laplacian_is_zero_for_equal_heads():
   assert mtl.penalties.laplacian(1.0, graph).value(heads(a=kernel, b=kernel, c=kernel + 1e-3)) > 0
 
 
+def test_a_net_of_some_tasks_has_the_part_of_these():
+  graph = TaskGraph(('a', 'b', 'c'), {('a', 'b'): 0.5, ('b', 'c'): 2.0})
+  laplacian = mtl.penalties.laplacian(1.0, graph).value
+  assert laplacian(heads(a=A, b=B)) == 0.5 * (1 + 1) and laplacian(heads(a=A)) == laplacian(heads(a=A, c=C)) == 0
+  lasso = mtl.penalties.tree_lasso(1.0, TaskTree((('a', 'b'), 'c'))).value
+  np.testing.assert_allclose(lasso(heads(a=A)), 3 + 5**0.5, rtol=1e-5)  # weights of the nodes above a sum to 1
+  np.testing.assert_allclose(
+    lasso(heads(a=A, c=C)), 0.5 * (153**0.5 + 21**0.5) + 0.5 * (3 + 5**0.5) + 0.5 * (12 + 4), rtol=1e-5
+  )
+
+
 @pytest.mark.parametrize(
   'penalty, params, message',
   [

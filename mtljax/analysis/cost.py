@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mtljax.analysis import tables
-from mtljax.analysis.trace import CALLS, Trace, inner, live, trace
+from mtljax.analysis.trace import CALLS, Op, Trace, inner, live, trace
 from mtljax.base import Model, PyTree
 
 # Operations that move numbers and calculate none.
 MOVES = {'reshape', 'broadcast_in_dim', 'transpose', 'slice', 'dynamic_slice', 'dynamic_update_slice', 'concatenate'}
 MOVES |= {'pad', 'gather', 'copy', 'copy_p', 'convert_element_type', 'squeeze', 'expand_dims', 'rev', 'select_n'}
 MOVES |= {'stop_gradient', 'split', 'iota', 'reduce_precision', 'bitcast_convert_type', 'optimization_barrier', 'stack'}
+MOVES |= {'scatter', 'tile', 'device_put', 'sharding_constraint', 'reshard', 'pvary'}
 
 
 class Costs(NamedTuple):
@@ -54,7 +55,8 @@ def costs(model: Model, inputs: Mapping[str, PyTree]) -> Costs:
 
   FLOPs are those of one example, without training, as the library computes it on the present backend: 2 for every
   multiply-add of a product or a convolution (padding included), 1 for every number that another operation makes or
-  reduces, exponentials too; moving numbers is free. A scan counts as often as it runs, a `while` loop once.
+  reduces, exponentials too; moving numbers is free. A scan counts as often as it runs, a `while` loop once,
+  of branches the most expensive (the last, where an architecture calls parts in them).
 
   Args:
     model: of any architecture.
@@ -82,13 +84,13 @@ def count(traced: Trace) -> Costs:
   """`costs` of a model that is traced already."""
   params = {number: leaf for number, leaf in traced.leaves.items() if leaf.kind == 'params'}
   alone = {task: live(traced, [task]) for task in traced.outputs}
-  work = lambda ops: sum(flops(op.equation) for op in ops)
+  total = lambda ops: sum(map(work, ops))
   return Costs(
     shared=sum(leaf.size for leaf in params.values() if leaf.path[0] == 'shared'),
     own={t: sum(leaf.size for leaf in params.values() if leaf.path[:2] == ('tasks', t)) for t in alone},
     needed={t: sum(leaf.size for number, leaf in params.items() if number in read) for t, (_, read) in alone.items()},
-    flops={task: work(ops) for task, (ops, _) in alone.items()},
-    flops_together=work(live(traced, list(alone))[0]),
+    flops={task: total(ops) for task, (ops, _) in alone.items()},
+    flops_together=total(live(traced, list(alone))[0]),
     state=sum(leaf.size for leaf in traced.leaves.values() if leaf.kind == 'state' and leaf.floating),
   )
 
@@ -105,6 +107,11 @@ def compact(number: int, digits: int = 3) -> str:
   scaled = number / 1000**size
   places = max(digits - len(str(int(float(f'{scaled:.{digits}g}')))), 0) if size else 0
   return f'{scaled:.{places}f}{" kMGT"[size].strip()}'
+
+
+def work(op: Op) -> int:
+  """FLOPs of an operation of a trace, as often as it runs."""
+  return op.times * flops(op.equation)
 
 
 def flops(equation) -> int:
@@ -127,6 +134,8 @@ def flops(equation) -> int:
   if name == 'conv_general_dilated':
     channels = read[1][equation.params['dimension_numbers'].rhs_spec[0]]
     return 2 * made * math.prod(read[1]) // channels
+  if name.startswith('scatter'):  # of the updates
+    return math.prod(read[2])
   if name.startswith('reduce_window'):
     return made * math.prod(equation.params['window_dimensions'])
   if name.startswith(('reduce_', 'cum', 'arg', 'sort')):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mtljax.analysis.cost import flops
+from mtljax.analysis.cost import work
 from mtljax.analysis.trace import Op, Trace, live, trace
 from mtljax.base import Model, PyTree
 
@@ -147,7 +147,7 @@ class _Builder:
       self.kinds[name].add(op.equation.primitive.name)
     if name in self.kinds or node.kind == 'part' and '/'.join(part for part, _ in op.parts) == name:
       node = node._replace(shape=max((tuple(var.aval.shape) for var in op.equation.outvars), key=len))
-    self.nodes[name] = node._replace(flops=node.flops + flops(op.equation))
+    self.nodes[name] = node._replace(flops=node.flops + work(op))
 
   def graph(self, leaves, outputs) -> Graph:
     while self._contracted(outputs):

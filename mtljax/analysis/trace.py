@@ -23,6 +23,8 @@ class Op(NamedTuple):
     inputs, outputs: numbers of its values.
     task: the task whose head or stem it belongs to, or None.
     parts: (name, copies) of the parts that it belongs to, outermost first.
+    times: how often it runs, in loops that have parts inside.
+    carried: numbers of what such loops hand from one turn to the next: who needs one of them needs all.
   """
 
   equation: Any
@@ -30,6 +32,8 @@ class Op(NamedTuple):
   outputs: tuple[int, ...]
   task: str | None
   parts: tuple[tuple[str, int], ...]
+  times: int = 1
+  carried: frozenset[int] = frozenset()
 
 
 class Leaf(NamedTuple):
@@ -92,7 +96,7 @@ def trace(model: Model, inputs: Mapping[str, PyTree]) -> Trace:
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(arguments)]
   leaves = {}
   for number, path, var in zip(numbers, paths, closed.jaxpr.invars, strict=True):
-    kind, *rest = arrays.path_label(path).split('/')
+    kind, *rest = (arrays.path_label((entry,)) for entry in path)  # names may have slashes
     leaves[number] = Leaf(kind, tuple(rest), int(np.prod(var.aval.shape)), arrays.is_float(var.aval))
   outputs = flat.run(closed.jaxpr, numbers, '')
   by_task, start = {}, 0
@@ -107,6 +111,8 @@ def live(traced: Trace, tasks: Sequence[str]) -> tuple[list[Op], set[int]]:
   needed = {value for task in tasks for value in traced.outputs[task] if value is not None}
   ops = []
   for op in reversed(traced.ops):
+    if not needed.isdisjoint(op.carried):
+      needed |= op.carried
     if not needed.isdisjoint(op.outputs):
       needed.update(value for value in op.inputs if value is not None)
       ops.append(op)
@@ -190,7 +196,13 @@ class _Flat:
         outputs = self.run(bodies[0], given[len(given) - len(bodies[0].invars) :], here)
       elif any(map(_has_parts, bodies)):
         skipped = {'cond': 1, 'while': equation.params.get('cond_nconsts', 0)}.get(name, 0)
+        start = len(self.ops)
         outputs = self.run(bodies[-1], given[skipped:], here)  # of branches the last one
+        if name in ('scan', 'while'):
+          carried, times = frozenset(outputs[: equation.params.get('num_carry')]), equation.params.get('length', 1)
+          self.ops[start:] = [
+            op._replace(times=op.times * times, carried=op.carried | carried - {None}) for op in self.ops[start:]
+          ]
         outputs = outputs if len(outputs) == len(equation.outvars) else [None] * len(equation.outvars)
       else:
         outputs = [self.new() for _ in equation.outvars]

@@ -15,7 +15,7 @@ from mtljax.base import InputError, PyTree
 from mtljax.data.idx import mnist
 from mtljax.data.multi_digits import TASKS, overlay, pair_up
 
-PAIRS = {'train': 20_000, 'val': 5_000, 'test': 10_000}
+PAIRS = {'train': 20_000, 'val': 2_000, 'test': 5_000}
 VAL_SOURCES = 5_000  # the last images of the training file
 SHIFT = 8
 

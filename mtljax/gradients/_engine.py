@@ -169,7 +169,8 @@ def task_gradients(
     if together:
       jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))
     if drop:
-      present &= jax.vmap(arrays.all_finite)(jacobian)
+      if jax.tree.leaves(jacobian):  # nothing may be shared
+        present &= jax.vmap(arrays.all_finite)(jacobian)
       jacobian = linalg.mask_rows(present, jacobian)
       penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
     gramian = _trees.gramian(jacobian, len(names))

@@ -32,6 +32,9 @@ class Dense(nn.Module):
   def __call__(self, features, train: bool = False):
     """f[B, ...] -> f[B, outputs], or f[B] when `outputs` is None."""
     check_widths('Dense: hidden', self.hidden)
+    if not hasattr(features, 'reshape'):
+      kind = type(features).__name__
+      raise InputError(f'Dense: features are a {kind}, expected an array f[B, ...]; for a sequence, heads.pooled.')
     x = features.reshape(features.shape[0], -1)
     for width in self.hidden:
       x = self.activation(nn.Dense(width, dtype=self.dtype)(x))

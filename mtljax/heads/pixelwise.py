@@ -24,8 +24,9 @@ class Pixelwise(nn.Module):
   @nn.compact
   def __call__(self, features, train: bool = False, inputs=None):
     """f[B, h, w, C] -> f[B, H, W, outputs], or f[B, H, W] when `outputs` is None."""
-    if features.ndim != 4:
-      raise InputError(f'Pixelwise: features have shape {features.shape}, expected [B, h, w, C].')
+    if getattr(features, 'ndim', 0) != 4:
+      found = f'have shape {features.shape}' if hasattr(features, 'shape') else f'are a {type(features).__name__}'
+      raise InputError(f'Pixelwise: features {found}, expected [B, h, w, C].')
     size = self.size
     if size is None:
       if getattr(inputs, 'ndim', 0) not in (3, 4):

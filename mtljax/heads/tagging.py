@@ -1,5 +1,6 @@
 """Heads for sequences: a label at every place, or one for the whole through another head."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class Pooled(nn.Module):
   """The mean over the places that count, then another head; a sequence without any gives the mean 0.
 
   Attributes:
-    head: a linen module, f[B, C] -> outputs, with a keyword `train`.
+    head: a linen module, f[B, C] -> outputs; it is told `train` if it names it.
   """
 
   head: nn.Module
@@ -65,7 +66,8 @@ class Pooled(nn.Module):
     x, mask = unpack('Pooled', features)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = x.shape[1] if mask is None else jnp.maximum(mask.sum(axis=1), 1)[:, None].astype(x.dtype)
-    return self.head(x.sum(axis=1) / count, train=train)
+    mode = {'train': train} if 'train' in inspect.signature(type(self.head).__call__).parameters else {}
+    return self.head(x.sum(axis=1) / count, **mode)
 
 
 def pooled(head: nn.Module) -> Pooled:

@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, PyTree
 from mtljax.sharing import scopes
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, by_task, explained
+from mtljax.sharing.stages import no_features
 
 
 def merged(
@@ -44,6 +46,9 @@ def merged(
     A `Model`; with the same key its theta and heads are those of `hard`.
   """
 
+  if not isinstance(frozen, bool):
+    frozen = jax.tree.map(np.array, frozen)  # a copy: the arrays of a state that is donated would be gone
+
   def init(key, x, *, tasks):
     params, _ = trunk.init(key, x, tasks=tasks)
     theta = share(params)
@@ -52,8 +57,7 @@ def merged(
     return {}, {'frozen': theta if frozen is True else fitted('frozen', frozen, theta)}
 
   def apply(params, state, x, *, train, key):
-    # Parameters that happen to have B rows would pass for features of a batch: a scalar never does.
-    features = {'shared': params, 'scalar': jnp.zeros(()), **state}
+    features = no_features({'shared': params, **state})
     return (features if stems is None else {**features, 'inputs': x}), state
 
   own = {task: _own(trunk, head, task, part, make, merge) for task, head in by_task(heads, 'heads').items()}

@@ -15,7 +15,7 @@ from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing import _clock, scopes
 from mtljax.sharing.hard import hard as hard_sharing
 from mtljax.sharing.modules import Module, by_task, describe, explained
-from mtljax.sharing.stages import as_stages
+from mtljax.sharing.stages import array_of, as_stages, no_features
 
 
 def adashare(
@@ -62,7 +62,8 @@ def adashare(
 
   Returns:
     A `Model`, whose policies `policies` reads. Its features are no vectors of examples: use `at='params'`. A block that
-    is skipped is still computed and weighed with 0; what a task could save is in its policy.
+    is skipped is still computed and weighed with 0; what a task could save is in its policy. Noise is drawn from the
+    key of the pass: on several devices anew on each.
 
   Raises:
     InputError: a trunk without stages, an option out of range; while initialising, a block that changes the shape, and
@@ -160,6 +161,7 @@ def sharing_term(us: Sequence[Array]) -> Array:
 
 
 def _same_shape(x, y) -> bool:
+  (x, _), (y, _) = array_of(x), array_of(y)
   one = all(hasattr(z, 'shape') and arrays.is_float(z) for z in (x, y))
   return one and x.shape == y.shape
 
@@ -190,7 +192,7 @@ def _net(modules: Mapping[str, Module], is_block: Callable) -> Module:
       own_key = arrays.name_key(key, stage)
       with scopes.part(stage):
         x, new[stage] = modules[stage].apply(params[stage], state[stage], x, train=train, key=own_key)
-    return {'x': x, 'params': {stage: own for stage, own in params.items() if stage not in state}}, new
+    return no_features({'x': x, 'params': {stage: own for stage, own in params.items() if stage not in state}}), new
 
   return Module(init, apply)
 
@@ -222,8 +224,9 @@ def _path(task: str, head: Module, modules, is_block, start: float, run_or_skip:
         later = len(blocks) - 1 - blocks.index(stage)
         own_key = arrays.name_key(key, f'policy/{stage}')
         with scopes.part(f'policy/{stage}'):
-          v = run_or_skip(policy[stage], n, later, train=train, key=own_key).astype(y.dtype)
-        y = v * y + (1 - v) * x.astype(y.dtype)
+          v = run_or_skip(policy[stage], n, later, train=train, key=own_key).astype(array_of(y)[0].dtype)
+        (z, put), (skipped, _) = array_of(y), array_of(x)
+        y = put(v * z + (1 - v) * skipped.astype(z.dtype))
       x = y
     own_key = arrays.name_key(key, 'head')
     with scopes.part('head'):

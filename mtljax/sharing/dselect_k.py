@@ -91,7 +91,9 @@ def dselect_k(
   count = shared.count
   if static:
     made = dict.fromkeys(heads, _static_gate(count, k, gamma))
-    penalties = tuple(Penalty(entropy, _static_entropy(task, count, gamma), task=task) for task in heads)
+    penalties = tuple(
+      Penalty(entropy, _static_entropy(task, count, gamma, stems is not None), task=task) for task in heads
+    )
   else:
     given = _gates.gate_per_task(gates, heads)
     logits = {task: _logits(given[task], count, k, gamma, f'gates[{task!r}]') for task in heads}
@@ -129,8 +131,12 @@ def mixture_weights(z: Array, a: Array | None, count: int, gamma: float) -> Arra
   return r[..., 0, :] if a is None else jnp.einsum('...k,...ke->...e', jax.nn.softmax(a, axis=-1), r)
 
 
-def _static_entropy(task, count, gamma):
-  return lambda params: _entropy(selectors(params['tasks'][task]['gate']['z'], count, gamma))
+def _static_entropy(task, count, gamma, stems):
+  def value(params):
+    own = params['tasks'][task]
+    return _entropy(selectors((own['head'] if stems else own)['gate']['z'], count, gamma))
+
+  return value
 
 
 def _mean_entropy(task, logits, count, k, gamma):

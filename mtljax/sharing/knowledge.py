@@ -13,7 +13,7 @@ from mtljax.base import Array, InputError, Model
 from mtljax.sharing.cross_task_attention import check_count, check_divides, projection
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task, describe
-from mtljax.sharing.stages import composed
+from mtljax.sharing.stages import array_of, composed, no_features
 
 
 def knowledge(
@@ -34,7 +34,7 @@ def knowledge(
   projections to keys P and values V serve all tasks, so they are shared, `shared/memory/{key, value}`; what is asked is
   the task's own, `tasks/<task>/query`.
 
-  Keys and values are handed on beside z and do not lead with B: `at='features'` refuses the architecture by their name.
+  Keys and values are handed on beside z and are no features of the batch: `at='features'` refuses the architecture.
 
   Args:
     trunk: inputs -> z, one array.
@@ -47,7 +47,7 @@ def knowledge(
     stems: {task: module}, for inputs of different modality, as in `hard`.
 
   Returns:
-    A `Model` with features {'features': z, 'keys': f[N, num_heads, d], 'values': the same}.
+    A `Model` whose trunk hands on {'features': z, 'keys': f[N, num_heads, d], 'values': the same, 'scalar': 0}.
 
   Raises:
     InputError: both `matrix` and `size`, a matrix that is not f[N, D], a width that the heads do not divide;
@@ -90,12 +90,13 @@ def knowledge(
   def walk(call, x):
     z = call(('trunk',), trunk, x)
     keys, values = call(('memory',), memory)
-    return {'features': z, 'keys': keys, 'values': values}
+    return no_features({'features': z, 'keys': keys, 'values': values})
 
   def own(head):
     def walk(call, seen, *, inputs):
-      read = call(('query',), _read(), seen['features'], seen['keys'], seen['values'])
-      return call(('head',), head, jnp.concatenate([seen['features'], read], axis=-1), inputs=inputs)
+      z, put = array_of(seen['features'])
+      read = call(('query',), _read(), z, seen['keys'], seen['values'])
+      return call(('head',), head, put(jnp.concatenate([z, read], axis=-1)), inputs=inputs)
 
     return composed(walk)
 

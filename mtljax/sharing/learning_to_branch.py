@@ -13,7 +13,7 @@ from mtljax.relations import TaskTree
 from mtljax.sharing import _clock
 from mtljax.sharing.hard import hard as hard_sharing
 from mtljax.sharing.modules import Module, by_task, describe
-from mtljax.sharing.stages import as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, composed
 
 
 def learning_to_branch(
@@ -93,26 +93,28 @@ def learning_to_branch(
     raise InputError(f'learning_to_branch hard: found {hard!r}, expected True or False.')
 
   def trunk(call, x, *, tasks):
-    z = None
+    z, put = None, None  # nodes side by side; what makes one of them an input of the next layer
     for index, (members, count) in enumerate(zip(layers, widths)):
       layer, outputs = str(index), []
       if z is not None and z.shape[1] > 1:
         choice = _choice((count, z.shape[1]), heads, tau, warmup, hard)
         z = call(('choices', layer), choice, z, tasks=tasks)
       for node in range(count):
-        y = x if z is None else z[:, min(node, z.shape[1] - 1)]  # an only node is everybody's parent
+        y = x if z is None else put(z[:, min(node, z.shape[1] - 1)])  # an only node is everybody's parent
         for stage in members:
           y = call(('nodes', layer, str(node), stage), found.modules[stage], y)
+        y, put_y = array_of(y)
         outputs.append(y)
-      z = _side_by_side(outputs, members[-1])
-    return z
+      z, put = _side_by_side(outputs, members[-1]), put_y
+    return put(z)
 
   def own(task):
     choice = _choice((widths[-1],), (task,), tau, warmup, hard)
 
     def walk(call, z, *, inputs):
+      z, put = array_of(z)
       z = call(('choice',), choice, z, tasks=(task,)) if widths[-1] > 1 else z[:, 0]
-      return call(('head',), heads[task], z, inputs=inputs)
+      return call(('head',), heads[task], put(z), inputs=inputs)
 
     return composed(walk)
 
@@ -135,12 +137,15 @@ def branches(params: PyTree) -> list[dict[str, int]]:
   shared = params.get('shared', {})
   if not isinstance(shared, Mapping) or 'nodes' not in shared:
     raise InputError("branches params: found no 'shared/nodes', expected the parameters of `learning_to_branch`.")
+  layers = sorted(shared['nodes'], key=int, reverse=True)
   node = {}
   for task, part in sorted(params['tasks'].items()):
     part = part['head'] if 'stem' in part else part
+    if 'choice' not in part and len(shared['nodes'][layers[0]]) > 1:
+      raise InputError(f"branches params: found {sorted(part)} in task {task!r}, expected the 'choice' of a last node.")
     node[task] = int(np.argmax(part['choice']['logits'])) if 'choice' in part else 0
   found = [node]
-  for layer in sorted(shared['nodes'], key=int, reverse=True)[:-1]:
+  for layer in layers[:-1]:
     if layer in shared.get('choices', {}):
       parents = np.argmax(shared['choices'][layer]['logits'], axis=-1)
       node = {task: int(parents[child]) for task, child in node.items()}

@@ -59,7 +59,8 @@ def lora(
 
   Reference: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang & Chen, LoRA: Low-Rank Adaptation of Large Language Models
   (ICLR 2022), https://arxiv.org/abs/2106.09685. Departs from it: the base may learn too; a convolution is one matrix
-  [h w I, O] (the authors' code takes [h O, w I] with h times the rank); no dropout before A.
+  [h w I, O] (the authors' code takes [h O, w I] with h times the rank) and so is a projection to attention heads
+  [I heads, d], where the paper's is [I, heads d]; no dropout before A.
   """
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise InputError(f'lora rank: found {rank!r}, expected a whole number of at least 1.')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtljax.base import InputError, Model
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task
-from mtljax.sharing.stages import as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, composed
 from mtljax.trunks import BatchNorm, Conv, max_pool
 
 
@@ -82,11 +82,13 @@ def mtan(
     def walk(call, features, *, inputs):
       z = ()
       for cut in blocks:
-        p = features[cut]['p']
-        z = (call(('attention', cut), attention, features[cut].get('u', p), p, *z),)
+        p, put = array_of(features[cut]['p'])
+        u, _ = array_of(features[cut].get('u', p))
+        z = (call(('attention', cut), attention, u, p, *z),)
+      y = put(*z)
       for stage, module in tail.items():
-        z = (call(('tail', stage), module, *z),)
-      return call(('head',), head, *z, inputs=inputs)
+        y = call(('tail', stage), module, y)
+      return call(('head',), head, y, inputs=inputs)
 
     return composed(walk)
 

@@ -50,15 +50,15 @@ def parse(text: str) -> Callable[[Any, Mapping[str, Any]], Model]:
   return build
 
 
-def _cgc(trunk, heads, *, num_shared: int = 2, num_own: int = 1):
+def _cgc(trunk, heads, *, num_shared: int = 2, num_own: int = 1, stems=None):
   """Shared and own experts are copies of the trunk."""
-  return cgc(trunk, trunk, heads, num_shared, num_own)
+  return cgc(trunk, trunk, heads, num_shared, num_own, stems=stems)
 
 
-def _ple(trunk, heads, *, num_shared: int = 1, num_own: int = 1):
+def _ple(trunk, heads, *, num_shared: int = 1, num_own: int = 1, stems=None):
   """Every stage of the trunk is a level: its copies are the level's experts, shared and own."""
   levels = list(as_stages(trunk, name='trunk').modules.values())
-  return ple(levels, levels, heads, num_shared, num_own)
+  return ple(levels, levels, heads, num_shared, num_own, stems=stems)
 
 
 # Those whose arguments are not a trunk and heads: how one trunk makes them.

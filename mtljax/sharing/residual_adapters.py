@@ -9,7 +9,7 @@ from mtljax import arrays
 from mtljax.base import Array, InputError, Model, PyTree
 from mtljax.sharing._merged import merged
 from mtljax.sharing.modules import as_module, describe
-from mtljax.sharing.stages import as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, composed
 from mtljax.trunks import BatchNorm
 
 KINDS = ('series', 'parallel')
@@ -77,9 +77,10 @@ def residual_adapters(
     for stage, module in found.modules.items():
       y = call(('stages', stage), module, x)
       if stage in found.cuts:
-        if not _is_array(y):
+        z, put = array_of(y)
+        if not _is_array(z):
           raise InputError(f'residual_adapters stages: {stage!r} gives {describe(y)}, expected one array [B, ..., C].')
-        y = call(('adapters', stage), adapter, y, y if kind == 'series' else _aligned(x, y, stage))
+        y = put(call(('adapters', stage), adapter, z, z if kind == 'series' else _aligned(array_of(x)[0], z, stage)))
       x = y
     return x
 

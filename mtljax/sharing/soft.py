@@ -1,7 +1,6 @@
 """Soft parameter sharing: a trunk per task, tied by a penalty on their parameters."""
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty, PyTree
+from mtljax.sharing._merged import matching, pattern
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task
 from mtljax.sharing.stages import composed
@@ -47,7 +47,8 @@ def soft(
     A `Model` whose trunk hands on nothing, whose heads run trunk and head.
 
   Raises:
-    InputError: a part that is no module, an unknown penalty; while tracing, a pattern that matches no parameter.
+    InputError: a part that is no module, an unknown penalty, a pattern that is none; while tracing, one that matches
+      no parameter.
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> model = soft(nn.Dense(8), {'digit': nn.Dense(10), 'parity': nn.Dense(2)}, beta=0.1)
@@ -64,12 +65,12 @@ def soft(
   kinds = {'distance': distance, 'trace': trace_norm}
   if not callable(penalty) and penalty not in kinds:
     raise InputError(f'soft penalty: found {penalty!r}, expected one of {sorted(kinds)} or a function.')
-  module = as_module(trunk, 'trunk')
+  module, tied = as_module(trunk, 'trunk'), pattern('soft where', where)
   measure = penalty if callable(penalty) else kinds[penalty]
 
   def value(params):
     own = {task: tree if stems is None else tree['head'] for task, tree in sorted(params['tasks'].items())}
-    return measure({task: _matching(tree['trunk'], where) for task, tree in own.items()})
+    return measure({task: matching('soft where', tree['trunk'], tied) for task, tree in own.items()})
 
   def nothing(params, state, x, *, train, key):
     return () if stems is None else x, state
@@ -111,11 +112,3 @@ def trace_norm(trunks: Mapping[str, PyTree]) -> Array:
     smooth = jax.lax.stop_gradient(1e-6 * jnp.maximum(values, 0).mean() + jnp.finfo(values.dtype).tiny)
     total += jnp.sum(jnp.sqrt(jnp.maximum(values, 0) + smooth))
   return total
-
-
-def _matching(tree: PyTree, where: str) -> dict[str, Array]:
-  leaves = {arrays.path_label(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-  found = {label: leaf for label, leaf in leaves.items() if re.search(where, label)}
-  if not found:
-    raise InputError(f"soft where: {where!r} matches none of the trunk's parameters {sorted(leaves)}.")
-  return found

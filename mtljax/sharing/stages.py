@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtljax import arrays
-from mtljax.base import Array, InputError, Model
+from mtljax.base import Array, InputError, Model, PyTree
 from mtljax.sharing import scopes
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task, describe, explained, named_keywords
@@ -160,7 +160,7 @@ def streams(
   Args:
     stages: of every stream, drawn anew for each.
     heads: {task: module}.
-    unit: {task: f[B, ..., C]} -> the same.
+    unit: {task: f[B, ..., C]} -> the same; of sequences {'x', 'mask'} it gets what 'x' holds.
     readout: {task: [outputs of every stage that is a cut or the last]} -> {task: z_t}; None takes the last.
     stems: as in `hard`.
 
@@ -175,13 +175,33 @@ def streams(
     layers = {task: [] for task in xs}
     for stage, module in stages.modules.items():
       xs = {task: call(('streams', task, stage), module, x) for task, x in xs.items()}
+      inner, outer = {}, {}  # units mix arrays, and the mask of a sequence stays beside its own
+      for task, x in xs.items():
+        inner[task], outer[task] = array_of(x)
       if stage in stages.cuts:
-        xs = call(('units', stage), unit, xs)
+        inner = call(('units', stage), unit, inner)
       if stage in stages.cuts or stage == last:
-        layers = {task: [*layers[task], x] for task, x in xs.items()}
-    return xs if readout is None else call(('readout',), readout, layers)
+        layers = {task: [*layers[task], x] for task, x in inner.items()}
+      xs = {task: outer[task](x) for task, x in inner.items()}
+    if readout is None:
+      return xs
+    return {task: outer[task](x) for task, x in call(('readout',), readout, layers).items()}
 
   return hard(composed(walk), {task: reading(head, lambda z, t=task: z[t]) for task, head in heads.items()}, stems)
+
+
+def array_of(x: PyTree) -> tuple[PyTree, Callable]:
+  """The array that an architecture mixes, and a function that puts another in its place.
+
+  It is x itself, or, of a sequence {'x': f[B, N, C], 'mask': bool[B, N]}, what 'x' holds.
+
+  >>> x, put = array_of({'x': 3, 'mask': True})
+  >>> put(x + 1)
+  {'x': 4, 'mask': True}
+  """
+  if isinstance(x, Mapping) and 'x' in x:
+    return x['x'], lambda y: {**x, 'x': y}
+  return x, lambda y: y
 
 
 def reading(head: Module, read: Callable) -> Module:
@@ -194,6 +214,14 @@ def reading(head: Module, read: Callable) -> Module:
     return head.apply(params, state, read(features), train=train, key=key, inputs=inputs)
 
   return Module(init, apply)
+
+
+def no_features(handed_on: Mapping[str, Any]) -> dict[str, Any]:
+  """What a trunk hands on that is not features of the batch only, such that `at='features'` refuses it.
+
+  Parameters that happen to have B rows would pass for features of a batch: a scalar never does.
+  """
+  return {**handed_on, 'scalar': jnp.zeros(())}
 
 
 def near_identity(size: int, own: float) -> np.ndarray:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from mtljax.base import Array, InputError, PyTree
 
-SEQUENCE = "[B, N, D] floats, or {'x': such an array, 'mask': bool[B, N]}"
-TOKENS = "[B, N] integers, or {'x': such an array, 'mask': bool[B, N]}"
+SEQUENCE = "[B, N, D] floats, or {'x': such an array, 'mask': bool[B, N] (optional)}"
+TOKENS = "[B, N] integers, or {'x': such an array, 'mask': bool[B, N] (optional)}"
 
 
 def unpack(owner: str, inputs: PyTree, *, tokens: bool = False) -> tuple[Array, Array | None]:
@@ -19,7 +19,9 @@ def unpack(owner: str, inputs: PyTree, *, tokens: bool = False) -> tuple[Array, 
 
   Args:
     owner: the layer, for errors.
-    inputs: f[B, N, D] (int[B, N] with `tokens`), or {'x': such an array, 'mask': bool[B, N]}.
+    inputs: f[B, N, D] (int[B, N] with `tokens`), or {'x': such an array, 'mask': bool[B, N] (optional)}. Other
+      entries are left alone: a task's inputs hold what its head reads ('targets') beside what the trunk reads, and
+      features what decoding needs ('decoder').
     tokens: whether integers are expected.
 
   Returns:
@@ -31,21 +33,23 @@ def unpack(owner: str, inputs: PyTree, *, tokens: bool = False) -> tuple[Array, 
   expected = TOKENS if tokens else SEQUENCE
   x, mask = inputs, None
   if isinstance(inputs, Mapping):
-    if set(inputs) != {'x', 'mask'}:
+    if 'x' not in inputs:
       raise InputError(f'{owner}: inputs have the keys {sorted(inputs)}, expected {expected}.')
-    x, mask = jnp.asarray(inputs['x']), jnp.asarray(inputs['mask'])
-    if mask.dtype != jnp.bool_ or mask.shape != x.shape[:2]:
-      raise InputError(f"{owner}: inputs['mask'] is {mask.dtype}{list(mask.shape)}, expected bool{list(x.shape[:2])}.")
+    x, mask = inputs['x'], inputs.get('mask')
   x = jnp.asarray(x)
   kind, ndim = (jnp.integer, 2) if tokens else (jnp.floating, 3)
   if x.ndim != ndim or not jnp.issubdtype(x.dtype, kind):
     raise InputError(f'{owner}: inputs are {x.dtype}{list(x.shape)}, expected {expected}.')
+  if mask is not None:
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_ or mask.shape != x.shape[:2]:
+      raise InputError(f"{owner}: inputs['mask'] is {mask.dtype}{list(mask.shape)}, expected bool{list(x.shape[:2])}.")
   return zeroed(x, mask), mask
 
 
-def repack(inputs: PyTree, x: Array, mask: Array | None) -> PyTree:
-  """What a layer hands on, of the kind that it got; places that do not count are zero."""
-  return {'x': zeroed(x, mask), 'mask': mask} if isinstance(inputs, Mapping) else x
+def repack(x: Array, mask: Array | None) -> PyTree:
+  """What a layer hands on: {'x', 'mask'} with zeros at places that do not count, or x where all of them do."""
+  return x if mask is None else {'x': zeroed(x, mask), 'mask': mask}
 
 
 def zeroed(x: Array, mask: Array | None) -> Array:
@@ -96,7 +100,7 @@ class Tokens(nn.Module):
     x, mask = unpack('Tokens', inputs, tokens=True)
     init = self.table or nn.initializers.normal(1.0)
     embed = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, embedding_init=init, name='table')
-    return repack(inputs, embed(x), mask)
+    return repack(embed(x), mask)
 
 
 def pretrained(table) -> Callable:

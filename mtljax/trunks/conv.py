@@ -61,6 +61,9 @@ class Conv(nn.Module):
     padding = self.padding
     if isinstance(padding, str):
       padding = jax.lax.padtype_to_pads(x.shape[1:-1], _spans(size, dilation), strides, padding)
+    if any(n + sum(pads) < span for n, pads, span in zip(x.shape[1:-1], padding, _spans(size, dilation))):
+      spans = tuple(_spans(size, dilation))
+      raise InputError(f'Conv: inputs have shape {x.shape}, padding {padding}: no window of {spans} fits.')
     im2col = self.impl == 'im2col' or (self.impl == 'auto' and jax.default_backend() == 'cpu')
     y = (_im2col if im2col else _lax)(x, kernel, strides, padding, dilation)
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

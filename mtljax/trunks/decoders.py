@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtljax.base import Array, InputError, PyTree
 from mtljax.trunks._sequence import Tokens, check_choice, check_counts, check_heads, zeroed
-from mtljax.trunks.transformer import Attention, Embed, FeedForward, empty_cache
+from mtljax.trunks.transformer import Attention, Embed, FeedForward, attend, empty_cache
 
 
 def as_memory(features: PyTree) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ class BoundDecoder:
 
 
 class MemoryAttention(nn.Module):
-  """Attention to a memory whose keys and values are made once for all tokens: softmax(q k' / sqrt(d)) v.
+  """Multi-head attention to a memory, `attend`, whose keys and values are made once for all tokens.
 
   The parameters are those of `trunks.transformer.Attention`.
   """
@@ -89,7 +89,7 @@ class MemoryAttention(nn.Module):
 
   def __call__(self, x, keys, values, mask):
     """f[B, N, C] -> f[B, N, C]; `mask` is bool[B, M]."""
-    return self.out(jax.nn.dot_product_attention(self.query(x), keys, values, mask=mask[:, None, None]))
+    return self.out(attend(self.query(x), keys, values, mask[:, None, None]))
 
 
 class DecoderBlock(nn.Module):

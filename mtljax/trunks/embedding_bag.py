@@ -1,6 +1,6 @@
 """The mean, sum or maximum of a text's word embeddings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -35,7 +35,7 @@ class Bag(nn.Module):
   def __call__(self, inputs, train: bool = False):
     """int[B, N], or {'x', 'mask'} -> f[B, features]; with a mask the mask decides, without one `padding`."""
     x, mask = unpack('EmbeddingBag', inputs, tokens=True)
-    if not isinstance(inputs, Mapping):
+    if mask is None:
       mask = jnp.ones(x.shape, bool) if self.padding is None else x != self.padding
     rows = Tokens(self.vocabulary, self.features, self.table, self.dtype, name='tokens')(jnp.where(mask, x, 0))
     wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))

@@ -38,7 +38,7 @@ class Layer(nn.Module):
     y = self._run('forward', x, mask)
     if self.bidirectional:
       y = jnp.concatenate([y, self._run('backward', x, mask)], axis=-1)
-    return repack(inputs, dropped(self.dropout, y.astype(self.dtype or y.dtype), train), mask)
+    return repack(dropped(self.dropout, y.astype(self.dtype or y.dtype), train), mask)
 
   @nn.nowrap
   def _run(self, name: str, x: Array, mask: Array | None) -> Array:

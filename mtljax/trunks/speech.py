@@ -41,7 +41,7 @@ class Subsample(nn.Module):
       mask = None if mask is None else mask[:, ::2]
       x = zeroed(nn.relu(conv(x)), mask)
     x = nn.Dense(self.features, dtype=self.dtype, name='linear')(x.reshape(*x.shape[:2], -1))
-    return repack(inputs, dropped(self.dropout, x, train), mask)
+    return repack(dropped(self.dropout, x, train), mask)
 
 
 class DepthwiseConv(nn.Module):
@@ -115,10 +115,10 @@ class ConformerBlock(nn.Module):
     attention = Attention(self.heads, rotary=True, dropout=self.dropout, dtype=self.dtype, name='attention')
     conv = ConvModule(self.kernel_size, self.dropout, self.dtype, name='conv')
     x = x + 0.5 * drop(feed('feed_forward_0')(norm('feed_forward_0_norm')(x), train))
-    x = x + drop(attention(norm('attention_norm')(x), mask=mask, train=train))
+    x = x + drop(attention(norm('attention_norm')(x), mask, train=train))
     x = x + conv(norm('conv_norm')(x), mask, train)
     x = x + 0.5 * drop(feed('feed_forward_1')(norm('feed_forward_1_norm')(x), train))
-    return repack(inputs, norm('norm')(x), mask)
+    return repack(norm('norm')(x), mask)
 
 
 class Conformer(Chain):

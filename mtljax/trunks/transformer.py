@@ -31,7 +31,7 @@ def rotate(x: Array, positions: Array) -> Array:
   """
   angles = _angles(positions, x.shape[-1] // 2)[None, :, None]
   cos, sin = jnp.cos(angles), jnp.sin(angles)
-  a, b = jnp.split(x.astype(angles.dtype), 2, axis=-1)
+  a, b = jnp.split(x.astype(jnp.promote_types(x.dtype, angles.dtype)), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
@@ -41,21 +41,40 @@ def _angles(positions: Array, size: int) -> Array:
 
 
 def empty_cache(batch: int, length: int, features: int, heads: int, dtype: Any = jnp.float32) -> dict[str, Array]:
-  """Keys and values f[batch, length, heads, features / heads] of no positions yet, for `Attention` and `Block`."""
+  """Keys and values f[batch, length, heads, features / heads] of no positions yet, for `Attention`."""
   shape = (batch, length, heads, features // heads)
   return {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
 
 
+def attend(q: Array, k: Array, v: Array, seen: Array | None, drop: Callable = lambda weights: weights) -> Array:
+  """softmax(q k' / sqrt(d)) v, scores and softmax in float32.
+
+  Args:
+    q: f[B, N, heads, d].
+    k, v: f[B, M, heads, d].
+    seen: bool[B or 1, 1, N or 1, M], or None; a query that sees none gets the mean of all values.
+    drop: dropout of the weights.
+
+  Returns:
+    f[B, N, heads, d].
+  """
+  scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+  scores = scores / np.sqrt(q.shape[-1]).astype(scores.dtype)
+  if seen is not None:
+    scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+  return jnp.einsum('bhqk,bkhd->bqhd', drop(jax.nn.softmax(scores).astype(v.dtype)), v)
+
+
 class Attention(nn.Module):
-  """Multi-head attention softmax(q k' / sqrt(d)) v, of a sequence to itself or to a memory.
+  """Multi-head attention of a sequence to itself, `attend`; to a memory it is `trunks.decoders.MemoryAttention`.
 
   The parameters are those of `nn.MultiHeadDotProductAttention` without the bias of the keys: it adds the same number
-  to all scores of a query, so no loss depends on it. The softmax is in float32.
+  to all scores of a query, so no loss depends on it.
 
   Attributes:
     heads: they share the features evenly.
-    causal: a place sees itself and those before it; not asked of a memory.
-    rotary: positions enter as rotations of queries and keys (`rotate`), not for a memory.
+    causal: a place sees itself and those before it.
+    rotary: positions enter as rotations of queries and keys (`rotate`).
     dropout: rate, of the attention weights.
     dtype: of the computation (jnp.bfloat16); parameters are float32.
 
@@ -69,27 +88,25 @@ class Attention(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x, memory=None, mask=None, *, train: bool = False, cache=None, index: Array | int = 0):
+  def __call__(self, x, mask=None, *, train: bool = False, cache=None, index: Array | int = 0):
     """f[B, N, C] -> f[B, N, C], with a cache also the new cache.
 
     Args:
-      x: f[B, N, C], asks.
-      memory: f[B, M, C'], is asked; None is x itself.
-      mask: bool[B, M] which places are seen, or bool[B, N, M] by whom; None all. A query that sees none gets the mean
-        of all values.
+      x: f[B, N, C].
+      mask: bool[B, M] which places are seen, or bool[B, N, M] by whom; None all. M is N, or the length of the cache.
       train: whether dropout acts.
       cache: of `empty_cache`, keys and values of positions before `index`; x are the positions index, index + 1, ...
-        and see all up to their own. M is then the length of the cache.
+        and see all up to their own. It has to be long enough for them.
       index: int32[], may be traced; position of x's first place.
     """
     check_heads('Attention', x.shape[-1], self.heads, self.rotary)
-    asked, features = x if memory is None else memory, x.shape[-1]
-    split = lambda name, x, bias: nn.DenseGeneral(
+    features = x.shape[-1]
+    split = lambda name, bias: nn.DenseGeneral(
       (self.heads, features // self.heads), use_bias=bias, dtype=self.dtype, name=name
     )(x)
-    q, k, v = split('query', x, True), split('key', asked, False), split('value', asked, True)
+    q, k, v = split('query', True), split('key', False), split('value', True)
     positions = index + jnp.arange(x.shape[1])
-    if self.rotary and memory is None:
+    if self.rotary:
       q, k = rotate(q, positions), rotate(k, positions)
     if cache is not None:
       start = (0, index, 0, 0)
@@ -97,15 +114,10 @@ class Attention(nn.Module):
       cache = {'key': write(cache['key'], k), 'value': write(cache['value'], v)}
       k, v = (cache[name].astype(q.dtype) for name in ('key', 'value'))
     seen = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-    if cache is not None or (self.causal and memory is None):
+    if cache is not None or self.causal:
       before = (jnp.arange(k.shape[1])[None] <= positions[:, None])[None, None]
       seen = before if seen is None else seen & before
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q / np.sqrt(q.shape[-1]).astype(q.dtype), k)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    if seen is not None:
-      scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-    weights = dropped(self.dropout, jax.nn.softmax(scores).astype(v.dtype), train)
-    y = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+    y = attend(q, k, v, seen, lambda weights: dropped(self.dropout, weights, train))
     y = nn.DenseGeneral(features, axis=(-2, -1), dtype=self.dtype, name='out')(y)
     return y if cache is None else (y, cache)
 
@@ -134,7 +146,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), with a memory x + attention(norm(x), memory) next, then x + feed_forward(norm(x)).
+  """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
   Attributes:
     heads, causal, rotary: of the attention, see `Attention`.
@@ -152,33 +164,15 @@ class Block(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, inputs, train: bool = False, memory=None, *, cache=None, index: Array | int = 0):
-    """f[B, N, C], or {'x', 'mask'} -> the same, with a cache also the new cache.
-
-    Args:
-      inputs: f[B, N, C], or {'x': such an array, 'mask': bool[B, N]}; with a cache an array.
-      train: whether dropout acts.
-      memory: what a decoder reads, f[B, M, C'] or {'x', 'mask'}; None leaves that attention out.
-      cache, index: decoding position by position, see `Attention`.
-    """
+  def __call__(self, inputs, train: bool = False):
+    """f[B, N, C], or {'x', 'mask'} -> the same."""
     x, mask = unpack('Block', inputs)
-    if cache is not None and mask is not None:
-      raise InputError('Block: inputs have a mask, expected an array f[B, N, C] with a cache.')
     norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
-    attention = lambda name, **options: Attention(
-      self.heads, dropout=self.dropout, dtype=self.dtype, name=name, **options
-    )
     add = lambda x, y: x + dropped(self.dropout, y, train)
-    own = attention('attention', causal=self.causal, rotary=self.rotary)
-    y = own(norm('attention_norm')(x), mask=mask, train=train, cache=cache, index=index)
-    y, cache = (y, None) if cache is None else y
-    x = add(x, y)
-    if memory is not None:
-      z, seen = unpack('Block (memory)', memory)
-      x = add(x, attention('memory')(norm('memory_norm')(x), z, seen, train=train))
+    attention = Attention(self.heads, self.causal, self.rotary, self.dropout, self.dtype, name='attention')
+    x = add(x, attention(norm('attention_norm')(x), mask, train=train))
     feed = FeedForward(self.hidden, self.activation, self.dropout, self.dtype, name='feed_forward')
-    x = repack(inputs, add(x, feed(norm('feed_forward_norm')(x), train)), mask)
-    return x if cache is None else (x, cache)
+    return repack(add(x, feed(norm('feed_forward_norm')(x), train)), mask)
 
 
 class Embed(nn.Module):
@@ -223,7 +217,7 @@ class Embed(nn.Module):
       shape = (self.max_length, self.features)
       learned = self.param('positions', nn.initializers.normal(0.02), shape, jnp.float32)
       x = x + jnp.take(learned, positions, axis=0)[None].astype(x.dtype)
-    return repack(inputs, dropped(self.dropout, x, train), mask)
+    return repack(dropped(self.dropout, x, train), mask)
 
 
 class Norm(nn.Module):
@@ -235,7 +229,7 @@ class Norm(nn.Module):
   def __call__(self, inputs, train: bool = False):
     """f[B, N, C], or {'x', 'mask'} -> the same."""
     x, mask = unpack('Norm', inputs)
-    return repack(inputs, nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
+    return repack(nn.LayerNorm(dtype=self.dtype, name='norm')(x), mask)
 
 
 class Transformer(Chain):

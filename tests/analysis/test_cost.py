@@ -97,6 +97,8 @@ def test_grouped_convolution():
     (lambda x: jax.jit(jax.nn.relu)(x), 20),
     (lambda x: jax.checkpoint(lambda x: x * x)(x), 20),
     (lambda x: jnp.arange(20) * 2, 0),
+    (lambda x: x.at[0].set(1.0), 0),
+    (lambda x: x.at[0].add(1.0), 5),
   ],
 )
 def test_operations(function, expected):
@@ -119,6 +121,23 @@ def test_parameters_are_those_of_init():
   found = costs(model, BOTH)
   assert found.shared == size(params['shared']) and found.total == size(params)
   assert found.own == {task: size(params['tasks'][task]) for task in 'ab'}
+
+
+def test_a_task_may_have_a_slash_in_its_name():
+  found = costs(sharing.hard(nn.Dense(8), {'left/digit': nn.Dense(3)}), {'left/digit': X})
+  assert found.own == {'left/digit': 27} and found.total == 48 + 27
+
+
+def test_parts_in_a_loop_count_as_often_as_it_runs_and_feed_each_other():
+  """What a turn makes for the next one is needed, though no output of the loop that is read."""
+  dense = sharing.modules.as_module(nn.Dense(5), 'dense')
+  turn = lambda call: lambda c, _: ((c[1], call(('second',), dense, c[1])), None)
+  walk = lambda call, x: jax.lax.scan(turn(call), (x, call(('first',), dense, x)), None, length=3)[0][0]
+  init = lambda key, x: ({name: dense.init(key, x)[0] for name in ('first', 'second')}, {'first': {}, 'second': {}})
+  run = sharing.stages.composed(walk).apply
+  apply = lambda params, state, x, *, train, key: (run(params, state, x, train=train, key=key)[0], {})
+  found = costs(sharing.hard(sharing.Module(init, apply), {'a': nn.Dense(3)}), {'a': X})
+  assert found.needed == {'a': 2 * 30 + 18} and found.flops == {'a': 4 * (2 * 25 + 5) + 2 * 15 + 3}
 
 
 def test_table_has_a_row_for_everything():

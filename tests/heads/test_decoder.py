@@ -10,26 +10,34 @@ import numpy as np
 import optax
 import pytest
 from random_variables import random_variables
+from scipy.special import log_softmax
+from sharing_cases import jit_init
 
 import mtljax as mtl
 from mtljax import evaluate, heads, trunks
 from mtljax.base import InputError
 from mtljax.heads.beam import beam_search
-from mtljax.trunks.decoders import MemoryAttention, as_memory
-from mtljax.trunks.transformer import Attention
+from mtljax.trunks.decoders import as_memory
 
 BOS, EOS, PAD = 1, 2, 0
 DECODERS = {
-  'transformer': trunks.TransformerDecoder(6, 8, depth=2, heads=2, hidden=12),
-  'rotary': trunks.TransformerDecoder(6, 8, depth=1, heads=2, hidden=12, positions='rotary'),
+  'sinusoidal': trunks.TransformerDecoder(6, 8, depth=1, heads=2, hidden=12),
+  'rotary': trunks.TransformerDecoder(6, 8, depth=2, heads=2, hidden=12, positions='rotary'),
   'gru': trunks.RecurrentDecoder(6, 8),
   'lstm': trunks.RecurrentDecoder(6, 8, cell='lstm'),
 }
 MEMORY = {
-  'x': jax.random.normal(jax.random.key(1), (3, 4, 5)),
-  'mask': jnp.array([[True] * 4, [True, True, False, False], [True] * 3 + [False]]),
+  'x': np.random.default_rng(2).normal(size=(3, 4, 5)).astype(np.float32),
+  'mask': np.array([[True] * 4, [True, True, False, False], [True] * 3 + [False]]),
 }
-TOKENS = {'targets': jnp.array([[BOS, 3, 4, 5], [BOS, 5, EOS, PAD], [BOS, 4, 4, EOS]])}
+TOKENS = {'targets': np.array([[BOS, 3, 4, 5], [BOS, 5, EOS, PAD], [BOS, 4, 4, EOS]])}
+LENGTH = 7
+
+
+def decoders(*default):
+  """Programs take seconds to compile: some decoders by default, the others with -m full."""
+  rows = [name if name in default else pytest.param(name, marks=pytest.mark.full) for name in DECODERS]
+  return pytest.mark.parametrize('name', rows)
 
 
 @functools.cache
@@ -39,23 +47,32 @@ def variables(head):
 
 
 @functools.cache
-def logits_of(head):
-  """Jitted `(variables, features, targets) -> logits`."""
-  return jax.jit(lambda own, z, targets: head.apply(own, z, {'targets': targets}))
+def compiled(head, search=None):
+  """Jitted `(variables, features, targets) -> logits`, or hypotheses."""
+  return jit_init(lambda own, z, y: head.apply(own, z, {'targets': y} if search is None else {'decode': search}))
 
 
-def teacher(head):
-  """Logits of the head with its variables, for `(features, targets)`."""
-  return functools.partial(logits_of(head), variables(head))
+def teacher(head, features, targets, own=None):
+  """Logits; short targets are filled up, so that there is one program (padding at the end has no influence)."""
+  padded = np.pad(targets, ((0, 0), (0, max(LENGTH - targets.shape[1], 0))), constant_values=PAD)
+  return np.asarray(compiled(head)(variables(head) if own is None else own, features, padded))[:, : targets.shape[1]]
 
 
-def look(head, search, features=MEMORY):
-  return head.apply(variables(head), features, {'decode': search})
+def look(head, search, features=MEMORY, own=None):
+  found = compiled(head, search)(variables(head) if own is None else own, features, None)
+  return jax.tree.map(np.asarray, found)
+
+
+def random_parameters(model, inputs):
+  """What the model's init returns, drawn by numpy."""
+  draw = np.random.default_rng(0)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+  return jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 def said(logits, ids=(BOS, PAD)):
   """Log probabilities of what may be said."""
-  log_probs = np.array(jax.nn.log_softmax(logits.astype(jnp.float32)))
+  log_probs = log_softmax(logits, axis=-1)
   log_probs[..., list(ids)] = -np.inf
   return log_probs
 
@@ -63,14 +80,10 @@ def said(logits, ids=(BOS, PAD)):
 def log_prob(head, features, tokens, bos=BOS):
   """Sum of the log probabilities of int[B, L] up to the end, by teacher forcing, and lengths."""
   read = np.concatenate([np.full((len(tokens), 1), bos), tokens[:, :-1]], axis=1)
-  steps = np.array(jax.nn.log_softmax(teacher(head)(features, jnp.asarray(read))))
+  steps = log_softmax(teacher(head, features, read), axis=-1)
   steps = np.take_along_axis(steps, tokens[..., None], axis=-1)[..., 0]
   live = np.cumsum(tokens == EOS, axis=1) - (tokens == EOS) == 0
   return (steps * live).sum(axis=1), live.sum(axis=1)
-
-
-def rows(features, index):
-  return jax.tree.map(lambda leaf: leaf[index], features)
 
 
 def test_shifted_gives_what_is_read_what_is_said_and_where_it_counts():
@@ -83,25 +96,26 @@ def test_shifted_gives_what_is_read_what_is_said_and_where_it_counts():
     heads.shifted(np.ones((3, 1), int))
 
 
-@pytest.mark.parametrize('name', DECODERS)
+@decoders('rotary', 'lstm')
 def test_output_i_reads_targets_up_to_i_only(name):
-  head = heads.Decoder(DECODERS[name])
-  logits = teacher(head)(MEMORY, TOKENS['targets'])
+  head, targets = heads.Decoder(DECODERS[name]), TOKENS['targets']
+  logits = teacher(head, MEMORY, targets)
   assert logits.shape == (3, 4, 6) and logits.dtype == jnp.float32
   for position in range(4):
-    other = teacher(head)(MEMORY, TOKENS['targets'].at[:, position].set(3 + (TOKENS['targets'][:, position] + 1) % 3))
+    changed = np.where(np.arange(4)[None] == position, 3 + (targets + 1) % 3, targets)
+    other = teacher(head, MEMORY, changed)
     np.testing.assert_array_equal(other[:, :position], logits[:, :position])
     assert (np.abs(other - logits)[:, position:].max(axis=(1, 2)) > 1e-4).any()
 
 
-@pytest.mark.parametrize('name', DECODERS)
+@decoders('rotary', 'lstm')
 def test_cached_greedy_search_is_argmax_recomputed_from_scratch(name):
-  head, length = heads.Decoder(DECODERS[name]), 7
+  head, length = heads.Decoder(DECODERS[name]), LENGTH
   found = look(head, heads.Search(length))
   tokens, total, done = np.full((3, length), PAD), np.zeros(3), np.zeros(3, bool)
   for i in range(length):
     read = np.concatenate([np.full((3, 1), BOS), tokens[:, :-1]], axis=1)  # what is not yet known has no influence
-    log_probs = said(teacher(head)(MEMORY, jnp.asarray(read)))[:, i]
+    log_probs = said(teacher(head, MEMORY, read))[:, i]
     best = log_probs.argmax(axis=-1)
     tokens[~done, i] = best[~done]
     total[~done] += log_probs.max(axis=-1)[~done]
@@ -110,9 +124,12 @@ def test_cached_greedy_search_is_argmax_recomputed_from_scratch(name):
   np.testing.assert_allclose(found['log_probs'][:, 0], total, rtol=2e-5)
 
 
-@pytest.mark.parametrize('cell, alpha', [('transformer', 0.6), ('gru', 0.0), ('gru', 2.0)])
-def test_a_beam_wide_enough_finds_what_enumeration_finds(cell, alpha):
-  decoder = {'transformer': trunks.TransformerDecoder(4, 8, 1, 2), 'gru': trunks.RecurrentDecoder(4, 8)}[cell]
+@pytest.mark.parametrize(
+  'kind, alpha',
+  [('transformer', 0.6), *(pytest.param('gru', alpha, marks=pytest.mark.full) for alpha in (0.0, 2.0))],
+)
+def test_a_beam_wide_enough_finds_what_enumeration_finds(kind, alpha):
+  decoder = {'transformer': trunks.TransformerDecoder(4, 8, 1, 2), 'gru': trunks.RecurrentDecoder(4, 8)}[kind]
   head, length = heads.Decoder(decoder, bos=EOS), 4  # begin = end: both other tokens are words
   tokens = {
     (*words, *end, *[PAD] * (length - n - len(end)))
@@ -123,9 +140,9 @@ def test_a_beam_wide_enough_finds_what_enumeration_finds(cell, alpha):
   assert len(tokens) == 1 + 2 + 4 + 8 + 16
   tokens = np.array(sorted(tokens))
   memory = {name: MEMORY[name][:2] for name in MEMORY}
-  found = jax.tree.map(np.array, look(head, heads.Search(length, len(tokens) + 2, alpha), memory))
+  found = look(head, heads.Search(length, len(tokens) + 2, alpha), memory)
   for row in range(2):
-    copies = jax.tree.map(lambda leaf, row=row: jnp.repeat(leaf[row : row + 1], len(tokens), axis=0), memory)
+    copies = jax.tree.map(lambda leaf, row=row: np.repeat(leaf[row : row + 1], len(tokens), axis=0), memory)
     total, lengths = log_prob(head, copies, tokens, bos=EOS)
     scores = total / ((5 + lengths) / 6) ** alpha
     order = np.argsort(-scores)
@@ -136,17 +153,17 @@ def test_a_beam_wide_enough_finds_what_enumeration_finds(cell, alpha):
   assert np.isneginf(found['scores'][:, -2:]).all() and (found['tokens'][:, -2:] == PAD).all()
 
 
-@pytest.mark.parametrize('name', ['rotary', 'lstm'])
+@decoders('lstm')
 def test_scores_are_those_of_the_hypotheses_returned(name):
-  head, search = heads.Decoder(DECODERS[name]), heads.Search(7, width=3)
-  found = jax.tree.map(np.array, look(head, search))
+  head, search = heads.Decoder(DECODERS[name]), heads.Search(LENGTH, width=3)
+  found = look(head, search)
   assert (np.diff(found['scores'], axis=1) <= 0).all()
   for k in range(3):
     total, lengths = log_prob(head, MEMORY, found['tokens'][:, k])
     np.testing.assert_allclose(found['log_probs'][:, k], total, rtol=2e-5)
     np.testing.assert_allclose(found['scores'][:, k], total / ((5 + lengths) / 6) ** 0.6, rtol=2e-5)
   assert not np.isin(found['tokens'], [BOS]).any()
-  assert (found['scores'][:, 0] >= np.array(look(head, heads.Search(7))['scores'][:, 0]) - 1e-6).all()
+  assert (found['scores'][:, 0] >= look(head, heads.Search(LENGTH))['scores'][:, 0] - 1e-6).all()
 
 
 def reference_beam(table, width, length, alpha):
@@ -166,19 +183,19 @@ def reference_beam(table, width, length, alpha):
   return beam
 
 
-@pytest.mark.parametrize('width, alpha', [(2, 0.0), (3, 0.6)])
+@pytest.mark.parametrize('width, alpha', [pytest.param(2, 0.0, marks=pytest.mark.full), (3, 0.6)])
 def test_a_narrow_beam_is_that_of_plain_python_and_carries_its_cache(width, alpha):
   draw, length = np.random.default_rng(0), 6
-  tables = jax.nn.log_softmax(jnp.asarray(2 * draw.normal(size=(8, 5, 5, 5)), jnp.float32))
-  tables = tables.at[..., PAD].set(-jnp.inf)
+  tables = log_softmax(2 * draw.normal(size=(8, 5, 5, 5)), axis=-1).astype(np.float32)
+  tables[..., PAD] = -np.inf
 
   def step(tokens, index, before):  # the cache is the token before the last
     return jax.vmap(lambda table, a, b: table[a, b])(tables, before, tokens), tokens
 
-  cache = jnp.full((8, width), BOS)
-  found = beam_search(step, cache, 8, heads.Search(length, width, alpha), bos=BOS, eos=EOS, pad=PAD)
+  search = lambda cache: beam_search(step, cache, 8, heads.Search(length, width, alpha), bos=BOS, eos=EOS, pad=PAD)
+  found = jax.tree.map(np.asarray, jax.jit(search)(np.full((8, width), BOS, np.int32)))
   for row in range(8):
-    for k, (score, tokens, total) in enumerate(reference_beam(np.array(tables[row]), width, length, alpha)):
+    for k, (score, tokens, total) in enumerate(reference_beam(tables[row], width, length, alpha)):
       np.testing.assert_array_equal(found['tokens'][row, k], tokens + (PAD,) * (length - len(tokens)))
       np.testing.assert_allclose([found['scores'][row, k], found['log_probs'][row, k]], [score, total], rtol=1e-5)
 
@@ -191,28 +208,29 @@ def test_a_finished_hypothesis_stays_and_the_search_stops_when_all_are():
     jax.debug.callback(lambda i: steps.append(int(i)), index)
     return jnp.broadcast_to(log_probs[jnp.minimum(index, 1)][None, None], (1, 2, 4)), cache
 
-  found = beam_search(step, (), 1, heads.Search(9, 2, 0.0), bos=BOS, eos=EOS, pad=PAD)
+  search = lambda: beam_search(step, (), 1, heads.Search(9, 2, 0.0), bos=BOS, eos=EOS, pad=PAD)
+  found = jax.tree.map(np.asarray, jax.jit(search)())
   jax.effects_barrier()
   np.testing.assert_array_equal(found['tokens'][0, :, :3], [[EOS, PAD, PAD], [3, EOS, PAD]])
   np.testing.assert_allclose(found['log_probs'][0], np.log([0.6, 0.2]), rtol=1e-5)
   assert steps == [0, 1]
 
 
-@pytest.mark.parametrize('name', ['rotary', 'lstm'])
+@decoders('lstm')
 def test_examples_are_independent_and_padding_of_the_source_has_no_influence(name):
-  head, search = heads.Decoder(DECODERS[name]), heads.Search(7, width=3)
-  logits, found = teacher(head)(MEMORY, TOKENS['targets']), look(head, search)
-  alone = slice(1, 2)
-  for features in (
-    rows(MEMORY, alone),
-    MEMORY['x'][alone, :2],  # without the padding
-    {'x': jnp.where(MEMORY['mask'][..., None], MEMORY['x'], jnp.nan)[alone], 'mask': MEMORY['mask'][alone]},
-  ):
-    np.testing.assert_allclose(teacher(head)(features, TOKENS['targets'][alone]), logits[alone], atol=2e-5)
+  head, search, targets = heads.Decoder(DECODERS[name]), heads.Search(LENGTH, width=3), TOKENS['targets']
+  logits, found = teacher(head, MEMORY, targets), look(head, search)
+  alone, others = slice(1, 2), np.arange(3)[:, None, None] != 1
+  garbage = {'x': np.where(MEMORY['mask'][..., None], MEMORY['x'], np.float32(np.nan)), 'mask': MEMORY['mask']}
+  garbage['x'] = np.where(others, MEMORY['x'][::-1] + 1, garbage['x'])
+  short = MEMORY['x'][alone, :2]  # without the padding
+  for features, y, row in ((garbage, targets, alone), (short, targets[alone], slice(None))):
+    np.testing.assert_allclose(teacher(head, features, y)[row], logits[alone], atol=2e-5)
     other = look(head, search, features)
-    np.testing.assert_array_equal(other['tokens'], found['tokens'][alone])
-    np.testing.assert_allclose(other['scores'], found['scores'][alone], rtol=1e-4)
-  assert np.abs(teacher(head)(MEMORY['x'], TOKENS['targets']) - logits)[1].max() > 1e-3  # unmasked it has
+    np.testing.assert_array_equal(other['tokens'][row], found['tokens'][alone])
+    np.testing.assert_allclose(other['scores'][row], found['scores'][alone], rtol=1e-4)
+  unmasked = {**MEMORY, 'mask': np.ones_like(MEMORY['mask'])}
+  assert np.abs(teacher(head, unmasked, targets) - logits)[1].max() > 1e-3  # unmasked it has
 
 
 def test_pooled_features_are_one_item_and_images_many():
@@ -222,52 +240,43 @@ def test_pooled_features_are_one_item_and_images_many():
     np.testing.assert_array_equal(memory, expected)
     assert mask.shape == expected.shape[:2] and mask.all()
   head, search = heads.Decoder(DECODERS['gru']), {'decode': heads.Search(2)}
-  run = lambda z: (head.apply(variables(head), z, TOKENS), head.apply(variables(head), z, search)['tokens'])
+  own = variables(head)
+  run = lambda z: (head.apply(own, z, TOKENS), head.apply(own, z, search)['tokens'])
   assert [y.shape for y in jax.eval_shape(run, x[:, 0])] == [(3, 4, 6), (3, 1, 2)]
 
 
-@pytest.mark.parametrize('name', ['rotary', 'lstm'])
+@decoders('lstm')
 def test_bfloat16_computes_and_what_comes_out_is_float32(name):
   full = heads.Decoder(DECODERS[name])
   half = heads.Decoder(DECODERS[name].clone(dtype=jnp.bfloat16))
   small = jax.tree.map(lambda leaf: leaf / 4, variables(full))
-  outputs = logits_of(half)(small, MEMORY, TOKENS['targets'])
+  outputs = teacher(half, MEMORY, TOKENS['targets'], small)
   assert outputs.dtype == jnp.float32
-  np.testing.assert_allclose(outputs, logits_of(full)(small, MEMORY, TOKENS['targets']), atol=0.06)
-  found = half.apply(small, MEMORY, {'decode': heads.Search(4, width=2)})
+  np.testing.assert_allclose(outputs, teacher(full, MEMORY, TOKENS['targets'], small), atol=0.06)
+  found = look(half, heads.Search(4, width=2), own=small)
   assert found['scores'].dtype == jnp.float32 and np.isfinite(found['scores']).all()
   params = {'params': small['params']['decoder']}
   start = lambda: half.decoder.apply(params, MEMORY['x'], MEMORY['mask'], 2, 4, method='start')[1]
   assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(start))} == {jnp.dtype('bfloat16')}
 
 
-@pytest.mark.parametrize('name', ['rotary', 'lstm'])
+@decoders('sinusoidal')
 def test_every_parameter_learns_and_dropout_acts_in_training_only(name):
   head = heads.Decoder(DECODERS[name].clone(dropout=0.5))
+  params = variables(heads.Decoder(DECODERS[name]))['params']
+  one, two = (jax.random.key(seed, impl='unsafe_rbg') for seed in (0, 1))  # threefry takes seconds to compile
 
-  @functools.partial(jax.jit, static_argnums=2)
-  @jax.value_and_grad
   def loss(params, key, train):
     logits = head.apply({'params': params}, MEMORY, TOKENS, train=train, rngs={'dropout': key})
     return (jnp.sin(logits) * jnp.arange(6.0)[None, None]).sum()
 
-  params, keys = variables(heads.Decoder(DECODERS[name]))['params'], jax.random.split(jax.random.key(0))
-  (still, grads), (also, _), (one, _), (two, _) = (loss(params, key, train) for train in (False, True) for key in keys)
+  grads = jax.jit(jax.grad(lambda params: loss(params, one, False)))(params)
   dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
   assert dead == []
-  assert still == also and len({float(still), float(one), float(two)}) == 3
-
-
-def test_attention_to_a_memory_is_that_of_encoders():
-  x, encoders, own = jax.random.normal(jax.random.key(2), (3, 2, 8)), Attention(2), MemoryAttention(2, 8)
-  params = random_variables(encoders, x, MEMORY['x'], MEMORY['mask'])
-
-  @jax.jit
-  def both(params, x, memory, mask):
-    keys_values = own.apply(params, memory, method='keys_values')
-    return own.apply(params, x, *keys_values, mask), encoders.apply(params, x, memory, mask)
-
-  np.testing.assert_allclose(*both(params, x, *MEMORY.values()), rtol=1e-4, atol=1e-5)
+  noisy = jit_init(lambda params, key: loss(params, key, True))  # no gradients in it
+  assert noisy(params, one) != noisy(params, two)
+  still, drawn = (str(jax.make_jaxpr(loss, static_argnums=2)(params, one, train)) for train in (False, True))
+  assert 'random_bits' in drawn and 'random_bits' not in still
 
 
 def test_the_recurrent_decoder_is_its_formula():
@@ -300,7 +309,7 @@ def test_search_compiles_once_for_all_batches():
   before = heads.decoder.search_tokens._cache_size()
   for scale in (1.0, 2.0):
     features = {**MEMORY, 'x': scale * MEMORY['x']}
-    head.apply(own, features, {'decode': heads.Search(3, width=2)})
+    head.apply(own, features, {'decode': heads.Search(2, width=1)})
   assert heads.decoder.search_tokens._cache_size() == before + 1
 
 
@@ -315,17 +324,19 @@ def test_captions_and_classes_in_one_step_and_their_decoded_evaluation():
     'labels': {'caption': labels, 'kind': kinds},
     'mask': {'caption': mask},
   }
-  decoder = trunks.TransformerDecoder(7, 16, depth=1, heads=2)
+  decoder = trunks.RecurrentDecoder(7, 8)
   model = mtl.sharing.hard(
     trunks.Source(trunks.MLP((16,))),
     {'caption': heads.Decoder(decoder, targets='caption'), 'kind': heads.classify(4)},
   )
   loss, accuracy = mtl.losses.softmax_cross_entropy, {'accuracy': mtl.metrics.accuracy()}
   tasks = (mtl.Task('caption', loss, metrics=accuracy, decode=heads.Search(4, width=2)), mtl.Task('kind', loss))
-  adam = optax.adam(1e-2)
-  optimizer = mtl.task_optimizer(shared=adam, tasks={'caption': adam, 'kind': adam})
+  sgd = optax.sgd(0.3, momentum=0.9)
+  optimizer = mtl.task_optimizer(shared=sgd, tasks={'caption': sgd, 'kind': sgd})
   balancer = mtl.balancing.equal()
-  state = jax.jit(lambda key: mtl.init_state(model, tasks, optimizer, balancer, batch, key))(jax.random.key(0))
+  drawn = random_parameters(model, dict.fromkeys(('caption', 'kind'), batch['inputs']))
+  model = model._replace(init=lambda key, inputs: drawn)
+  state = mtl.init_state(model, tasks, optimizer, balancer, batch, jax.random.key(0))
   step = jax.jit(mtl.make_train_step(model, tasks, optimizer, balancer))
   first = step(state, batch)[1].losses
   for _ in range(80):

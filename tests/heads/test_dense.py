@@ -63,4 +63,6 @@ def test_bad_arguments_are_named():
     heads.multilabel(2.5)
   with pytest.raises(InputError, match=r'^Dense: hidden is 32, expected a sequence'):
     heads.classify(3, hidden=32).init(KEY, FEATURES)
+  with pytest.raises(InputError, match=r'^Dense: features are a dict, expected an array .* heads.pooled'):
+    heads.classify(3).init(KEY, {'x': FEATURES})
   assert heads.classify(np.int64(3)).outputs == 3

@@ -63,6 +63,8 @@ def test_bad_arguments_are_named():
     heads.pixelwise(2, size=(2.5, 3))
   with pytest.raises(InputError, match=r'^Pixelwise: features have shape \(2, 3, 4\), expected \[B, h, w, C\]'):
     heads.pixelwise(2, size=(4, 4)).init(KEY, FEATURES[0])
+  with pytest.raises(InputError, match=r'^Pixelwise: features are a dict, expected \[B, h, w, C\]'):
+    heads.pixelwise(2, size=(4, 4)).init(KEY, {'x': FEATURES})
   with pytest.raises(InputError, match=r'^Pixelwise: inputs are of type NoneType, expected images .* or give `size`'):
     heads.pixelwise(2).init(KEY, FEATURES)
   with pytest.raises(InputError, match=r'^Pixelwise: inputs have shape \(2, 9\), expected images'):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
-from mtljax import heads
+from mtljax import heads, trunks
 from mtljax.base import InputError
 
 KEY = jax.random.key(0)
@@ -23,6 +23,20 @@ def test_tagging_is_one_layer_at_every_place():
   np.testing.assert_allclose(head.apply(variables, X), expected, rtol=1e-5, atol=1e-6)
   found = head.apply(variables, SEQUENCE)
   np.testing.assert_allclose(found[MASK], expected[MASK], rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_seq2seq_are_read_in_evaluation_too():
+  trunk = trunks.Seq2Seq(trunks.MLP((4,)), trunks.RecurrentDecoder(5, 4))
+  inputs = {'x': X[:, 0], 'targets': np.array([[1, 3, 0], [1, 2, 4]])}
+  variables = random_variables(trunk, inputs)
+  features = jax.jit(trunk.apply)(variables, inputs)
+  assert set(features) == {'x', 'mask', 'decoder'}
+  only = {name: features[name] for name in ('x', 'mask')}
+  for head in (heads.tagging(3), heads.pooled(heads.regress())):
+    own = random_variables(head, only)
+    np.testing.assert_array_equal(head.apply(own, features), head.apply(own, only))
+  with pytest.raises(InputError, match=r"^Tagging: inputs have the keys \['decoder'\], expected"):
+    heads.tagging(3).init(KEY, {'decoder': features['decoder']})
 
 
 def test_tagging_options_act():

@@ -258,6 +258,17 @@ def test_blocks_that_change_the_shape_are_refused():
     jax.eval_shape(adashare([pair(5), pair(6)], {'a': pair(2)}).init, KEY, {'a': X})
 
 
+def test_parameters_are_no_features_even_where_they_have_as_many_rows_as_the_batch():
+  model = adashare(trunks.MLP((8, 8)), {'a': pair(2), 'b': pair(2)})
+  tasks = tuple(mtl.Task(name, mtl.losses.squared_error) for name in NAMES)
+  batch = {'inputs': jnp.ones((8, 8)), 'labels': dict.fromkeys(NAMES, jnp.ones((8, 2)))}
+  optimizer, balancer = optax.sgd(0.1), mtl.balancing.mgda()
+  state = jax.eval_shape(lambda key: mtl.init_state(model, tasks, optimizer, balancer, batch, key), KEY)
+  step = mtl.make_train_step(model, tasks, optimizer, balancer, at='features')
+  with pytest.raises(InputError, match=r"shares what is no feature; use at='params'"):
+    jax.eval_shape(step, state, batch)
+
+
 def test_policies_of_other_parameters_are_refused():
   with pytest.raises(InputError, match=r"found \['kernel'\] in a task, expected 'policy' as in those of `adashare`"):
     policies({'shared': {}, 'tasks': {'a': {'kernel': X}}})

@@ -261,6 +261,21 @@ def test_the_entropy_acts_on_the_gate_of_every_task():
   chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_entropy_of_static_gates_finds_them_behind_stems():
+  plain, stemmed = (
+    sharing.dselect_k(pair(8), {'a': pair(2)}, num_experts=4, entropy=0.1, gates='static', stems=stems)
+    for stems in (None, {'a': pair(5)})
+  )
+  gate = {'z': jnp.array([[0.1, -0.2], [0.3, 0.0]])}
+  values = [
+    model.penalties[0].value({'shared': {}, 'tasks': {'a': own}})
+    for model, own in ((plain, {'gate': gate}), (stemmed, {'stem': {}, 'head': {'gate': gate}}))
+  ]
+  assert values[0] == values[1] > 0
+  params, _ = jax.eval_shape(stemmed.init, KEY, {'a': X})
+  assert params['tasks']['a']['head']['gate']['z'].shape == (2, 2)
+
+
 def test_the_entropy_of_gates_that_read_inputs_is_the_mean_over_the_batch():
   model = sharing.dselect_k(pair(8), HEADS, k=1, num_experts=2, gamma=4.0, entropy=0.5)
   params, state = model.init(KEY, dict.fromkeys(HEADS, X))

@@ -111,6 +111,16 @@ def test_at_features_names_what_is_no_feature():
     jax.eval_shape(step, state, batch)
 
 
+def test_at_features_refuses_a_matrix_with_as_many_rows_as_the_batch():
+  batch = batch_of()
+  model = sharing.knowledge(trunks.MLP((8,)), HEADS, size=(len(batch['inputs']), 3))
+  optimizer, balancer = optax.sgd(0.1), mtl.balancing.mgda()
+  state = jax.eval_shape(lambda key: mtl.init_state(model, TASKS, optimizer, balancer, batch, key), KEY)
+  step = mtl.make_train_step(model, TASKS, optimizer, balancer, at='features')
+  with pytest.raises(InputError, match=r"shares what is no feature; use at='params'"):
+    jax.eval_shape(step, state, batch)
+
+
 FEATURES = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
 LABELS = np.array([[0, 2, 2, -1], [0, 0, 5, 2], [2, 0, 4, 0]])
 

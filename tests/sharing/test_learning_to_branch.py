@@ -200,6 +200,10 @@ def test_tasks_that_part_at_different_layers_are_at_different_depths():
 def test_the_tree_of_other_parameters_is_refused():
   with pytest.raises(InputError, match="found no 'shared/nodes', expected the parameters of `learning_to_branch`"):
     branches({'shared': {'kernel': X}, 'tasks': {}})
+  params = tree_params()
+  params['tasks']['b'] = {'student': params['tasks']['b']}  # of `distill`
+  with pytest.raises(InputError, match=r"found \['student'\] in task 'b', expected the 'choice' of a last node"):
+    branches(params)
 
 
 def test_related_tasks_come_to_share_a_branch():

@@ -116,6 +116,14 @@ def test_a_frozen_trunk_has_no_gradient_and_stays_through_a_step():
   np.testing.assert_allclose(outputs['a'], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_frozen_values_outlive_the_state_that_they_are_of():
+  values = {'kernel': jnp.ones((3, 4)), 'bias': jnp.zeros(4)}
+  model = sharing.lora(nn.Dense(4), HEADS, frozen=values)
+  jax.tree.map(lambda x: x.delete(), values)  # what becomes of a state that is donated to a step
+  _, state = model.init(KEY, inputs())
+  np.testing.assert_array_equal(state['shared']['frozen']['kernel'], np.ones((3, 4)))
+
+
 def test_an_nnx_instance_is_frozen_with_its_own_values():
   trunk = nnx.Linear(3, 4, rngs=nnx.Rngs(1))
   model = sharing.lora(trunk, HEADS, frozen=True)

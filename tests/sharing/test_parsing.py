@@ -37,9 +37,11 @@ def test_arguments_reach_the_architecture():
   assert params['tasks']['a']['level2']['own']['Dense_0']['kernel'].shape == (1, 6, 5)
 
 
-def test_a_single_argument_may_be_handed_in_beside_the_text():
+@pytest.mark.parametrize('name', sharing.ARCHITECTURES)
+def test_stems_may_be_handed_in_beside_the_text(name):
   stems = {'a': nn.Dense(4), 'b': nn.Dense(4)}
-  assert sharing.parse('hard')(trunks.MLP((6,)), HEADS, stems=stems).stem is not None
+  model = sharing.parse(name)(trunks.MLP((6, 6)), HEADS, stems=stems)
+  assert model.stem is not None and set(shapes(model)[0]['tasks']['a']) == {'stem', 'head'}
 
 
 @pytest.mark.parametrize(

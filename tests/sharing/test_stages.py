@@ -359,6 +359,7 @@ def test_units_may_have_a_learning_rate_of_their_own():
       lambda: sharing.soft(pair(4), HEADS, penalty='l3'),
       r"^soft penalty: found 'l3', expected one of \['distance', 't",
     ),
+    (lambda: sharing.soft(pair(4), HEADS, where='('), r"^soft where: found '\(', expected a regular expression"),
     (lambda: start(sharing.sluice(DENSE, HEADS, subspaces=3)), r'^sluice subspaces: found 3, .* of the 4 channels'),
     (lambda: start(sharing.mtan(DENSE, HEADS, cuts=(0,))), r"^mtan cuts: stage '1' after the last cut has parameters"),
     (

@@ -98,3 +98,6 @@ def test_bad_arguments_are_named():
     trunks.Conv(2, 3).init(jax.random.key(0), x)
   with pytest.raises(InputError, match=r'inputs have shape \(4, 4, 1\)'):
     trunks.Conv(2, (3, 3)).init(jax.random.key(0), x[0])
+  for impl in ('lax', 'im2col'):
+    with pytest.raises(InputError, match=r'inputs have shape \(1, 4, 4, 1\).* no window of \(5, 5\) fits'):
+      trunks.Conv(2, (3, 3), 2, 'VALID', dilation=2, impl=impl).init(jax.random.key(0), x)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_variables import random_variables
+from sharing_cases import jit_init
 
 from mtljax import trunks
 from mtljax.base import InputError
@@ -21,12 +22,17 @@ TOKENS = DRAW.integers(0, 7, size=(2, 9))
 BLOCKS = dict(heads=2, hidden=6)
 CASES = {  # trunk, inputs, and how many frames become one
   'transformer-learned': (trunks.Transformer(4, 1, positions='learned', vocabulary=7, **BLOCKS), TOKENS, 1),
-  'transformer-sinusoidal': (trunks.Transformer(4, 2, **BLOCKS), FLOATS, 1),
+  'transformer-sinusoidal-deep': (trunks.Transformer(4, 2, **BLOCKS), FLOATS, 1),
   'transformer-rotary-causal': (trunks.Transformer(4, 1, positions='rotary', causal=True, **BLOCKS), FLOATS, 1),
-  'gru-both-ways': (trunks.Recurrent((4, 3), bidirectional=True, vocabulary=7, embedding=5), TOKENS, 1),
-  'lstm-both-ways': (trunks.Recurrent((4,), 'lstm', bidirectional=True), FLOATS, 1),
+  'gru-both-ways': (trunks.Recurrent((4,), bidirectional=True, vocabulary=7, embedding=5), TOKENS, 1),
+  'lstm-both-ways-deep': (trunks.Recurrent((4, 3), 'lstm', bidirectional=True), FLOATS, 1),
   'conformer': (trunks.Conformer(4, depth=1, heads=2, hidden=6, kernel_size=5, channels=3), FLOATS, 4),
 }
+# A case's program takes seconds to compile: some by default, the others with -m full; all where nothing is computed.
+COMPILED = ('transformer-rotary-causal', 'gru-both-ways', 'conformer')
+compiled_case = pytest.mark.parametrize(
+  'name', [name if name in COMPILED else pytest.param(name, marks=pytest.mark.full) for name in CASES]
+)
 every_case = pytest.mark.parametrize('name', CASES)
 
 
@@ -38,7 +44,7 @@ def sequence(x, garbage):
 
 @functools.cache
 def results(name):
-  """Everything that a case's tests look at, in one program."""
+  """Everything that a case's tests look at, in two programs."""
   trunk, x, _ = CASES[name]
   variables = random_variables(trunk, x)
   weights = DRAW.normal(size=jax.eval_shape(trunk.apply, variables, x).shape).astype(np.float32)
@@ -46,22 +52,25 @@ def results(name):
 
   @jax.jit
   def run(params, inputs):
-    y, pullback = jax.vjp(lambda params: apply(trunk, params, inputs)['x'], params)
+    whole = lambda params: tuple(apply(trunk, params, inputs)[name] for name in ('x', 'mask'))
+    y, pullback, mask = jax.vjp(whole, params, has_aux=True)
+    return {'features': y, 'mask': mask, 'gradients': pullback(weights)[0]}
+
+  @jit_init  # no gradients in it
+  def compared(params, inputs):
     stages = chained(trunk).apply(params, dict.fromkeys(trunk.stages, {}), inputs, train=False, key=None)[0]
     return {
-      'features': y,
-      'mask': apply(trunk, params, inputs)['mask'],
-      'gradients': pullback(weights)[0],
       'stages': stages['x'],
       'alone': apply(trunk, params, x[:1, : LENGTHS[0]])[0],
       'half': apply(trunk.clone(dtype=jnp.bfloat16), params, inputs)['x'],
     }
 
   garbage = (6, -1) if x is TOKENS else (1e6, np.nan)
-  return [jax.tree.map(np.asarray, run(variables['params'], sequence(x, value))) for value in garbage]
+  inputs = [sequence(x, value) for value in garbage]
+  return [jax.tree.map(np.asarray, {**run(variables['params'], z), **compared(variables['params'], z)}) for z in inputs]
 
 
-@every_case
+@compiled_case
 def test_padding_has_no_influence(name):
   one, other = results(name)
   jax.tree.map(np.testing.assert_array_equal, one, other)  # gradients too
@@ -73,20 +82,20 @@ def test_padding_has_no_influence(name):
   np.testing.assert_allclose(one['features'][0, :frames], one['alone'], rtol=1e-4, atol=1e-5)
 
 
-@every_case
+@compiled_case
 def test_stages_one_after_another_are_the_trunk(name):
   found = results(name)[0]
   np.testing.assert_allclose(found['stages'], found['features'], rtol=1e-5, atol=1e-6)
   assert set(CASES[name][0].stages) == set(found['gradients'])
 
 
-@every_case
+@compiled_case
 def test_every_parameter_has_a_gradient(name):
   for path, leaf in jax.tree_util.tree_leaves_with_path(results(name)[0]['gradients']):
     assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-5, jax.tree_util.keystr(path)
 
 
-@every_case
+@compiled_case
 def test_bfloat16_is_close(name):
   found = results(name)[0]
   assert found['half'].dtype == jnp.bfloat16 and found['features'].dtype == np.float32
@@ -124,12 +133,22 @@ def test_bad_sequences_are_named(name):
   found, kind = (r'float32\[2, 9, 5\]', 'integers') if x is TOKENS else (r'int32\[2, 9\]', 'floats')
   with pytest.raises(InputError, match=rf'inputs are {found}, expected \[B, N.* {kind}'):
     trunk.init(KEY, other)
-  with pytest.raises(InputError, match=r"inputs have the keys \['lengths', 'x'\], expected"):
-    trunk.init(KEY, {'x': x, 'lengths': np.array(LENGTHS)})
+  with pytest.raises(InputError, match=r"inputs have the keys \['mask', 'tokens'\], expected \[B, N.*\(optional\)"):
+    trunk.init(KEY, {'tokens': x, 'mask': MASK})
   with pytest.raises(InputError, match=r"inputs\['mask'\] is bool\[2, 8\], expected bool\[2, 9\]"):
     trunk.init(KEY, {'x': x, 'mask': MASK[:, 1:]})
   with pytest.raises(InputError, match=r"inputs\['mask'\] is float32\[2, 9\]"):
     trunk.init(KEY, {'x': x, 'mask': MASK.astype(np.float32)})
+
+
+@every_case
+def test_other_entries_are_for_others(name):
+  """The targets of a decoder, and a mask of None, leave the plain array."""
+  trunk, x, _ = CASES[name]
+  variables = jax.eval_shape(trunk.init, KEY, x)
+  lowered = lambda inputs: str(jax.make_jaxpr(lambda v, x: trunk.apply(v, {**inputs, 'x': x}))(variables, x))
+  plain = str(jax.make_jaxpr(trunk.apply)(variables, x))
+  assert lowered({'targets': TOKENS}) == lowered({'mask': None}) == plain
 
 
 def test_pretrained_rows_are_the_first_embedding():

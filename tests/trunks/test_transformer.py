@@ -8,8 +8,7 @@ import pytest
 from random_variables import random_variables
 
 from mtljax import trunks
-from mtljax.base import InputError
-from mtljax.trunks import transformer
+from mtljax.trunks import decoders, transformer
 
 KEY = jax.random.key(0)
 DRAW = np.random.default_rng(1)
@@ -17,21 +16,30 @@ X = DRAW.normal(size=(2, 5, 4)).astype(np.float32)
 MEMORY = DRAW.normal(size=(2, 3, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize('memory', [None, MEMORY], ids=['self', 'memory'])
-def test_attention_is_that_of_flax(memory):
-  ours, theirs = transformer.Attention(2), nn.MultiHeadDotProductAttention(2)
-  params = random_variables(ours, X, memory)['params']
-  mask = DRAW.random((2, X.shape[1] if memory is None else 3)) < 0.6
+@pytest.mark.parametrize('kind', ['self', 'memory'])
+def test_attention_is_that_of_flax(kind):
+  memory = {'self': X, 'memory': MEMORY}[kind]
+  mask = DRAW.random(memory.shape[:2]) < 0.6
   mask[:, 0] = True
+  theirs = nn.MultiHeadDotProductAttention(2, qkv_features=4, out_features=4)
+  params = random_variables(theirs, X, memory)['params']
   size = params['key']['kernel'].shape[1:]
+  params['key'] = {'kernel': params['key']['kernel']}
+  ours = transformer.Attention(2) if kind == 'self' else decoders.MemoryAttention(2, 4)
+
+  def attended(params, seen):
+    if kind == 'self':
+      return ours.apply({'params': params}, X, seen)
+    keys_values = ours.apply({'params': params}, memory, method='keys_values')
+    return ours.apply({'params': params}, X, *keys_values, seen)
+
   their_params = {**params, 'key': {**params['key'], 'bias': 0.7 * jnp.ones(size)}}  # changes nothing
 
   @jax.jit
   def run(params, their_params):
     expected = theirs.apply({'params': their_params}, X, memory, mask=mask[:, None, None])
     by_row = jnp.broadcast_to(mask[:, None], (2, 5, mask.shape[1]))
-    found = [ours.apply({'params': params}, X, memory, seen) for seen in (mask, by_row)]
-    return expected, found
+    return expected, [attended(params, seen) for seen in ((mask, by_row) if kind == 'self' else (mask,))]
 
   expected, found = run(params, their_params)
   for y in found:
@@ -51,21 +59,28 @@ def test_a_causal_block_sees_what_came_before():
 
 @pytest.mark.parametrize('rotary', [False, True])
 def test_decoding_place_by_place_is_the_whole(rotary):
-  block = transformer.Block(2, causal=True, rotary=rotary)
-  memory = {'x': MEMORY, 'mask': np.array([[True, True, False], [True, True, True]])}
-  variables = random_variables(block, X, False, memory)
+  attention = transformer.Attention(2, causal=True, rotary=rotary)
+  variables = random_variables(attention, X)
   cache = transformer.empty_cache(2, 7, 4, 2)
   assert cache['key'].shape == (2, 7, 2, 2)
-  step = jax.jit(lambda x, cache, index: block.apply(variables, x, memory=memory, cache=cache, index=index))
+  step = jax.jit(lambda x, cache, index: attention.apply(variables, x, cache=cache, index=index))
   y, cache = step(X[:, :2], cache, 0)  # two places at once, then one by one
   found = [y]
   for index in range(2, 5):
     y, cache = step(X[:, index : index + 1], cache, index)
     found.append(y)
-  expected = jax.jit(lambda: block.apply(variables, X, memory=memory))()
+  expected = jax.jit(lambda: attention.apply(variables, X))()
   np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=1e-4, atol=1e-5)
-  with pytest.raises(InputError, match='^Block: inputs have a mask, expected an array'):
-    block.apply(variables, {'x': X, 'mask': np.ones((2, 5), bool)}, cache=cache)
+
+
+def test_scores_of_bfloat16_are_float32():
+  """Two keys whose scores, 257 and 256, are one number in bfloat16."""
+  q = jnp.full((1, 1, 1, 2), 16, jnp.bfloat16)
+  k = jnp.array([[[16, 1 / 16], [16, 0]]], jnp.bfloat16).reshape(1, 2, 1, 2)
+  v = jnp.array([1.0, 0.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+  y = transformer.attend(q, k, v, None)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(y.astype(np.float32).squeeze(), 1 / (1 + np.exp(-1 / np.sqrt(2))), rtol=1e-2)
 
 
 def test_rotary_attention_sees_distances_only():
