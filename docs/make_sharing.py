@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 TEMPLATE = ROOT / 'docs' / 'sharing_template.md'
 PAGE = ROOT / 'docs' / 'sharing.md'
 IMAGES = ROOT / 'docs' / 'images'
-TABLES = ()  # files of docs/ with measured comparisons; one that is named here and is not there is an error
+TABLES = ('multi_digits_architectures.txt', 'multi_mnist_architectures.txt')  # what comparisons printed
 
 # {family: calls}; every architecture is in one of them.
 FAMILIES = {
@@ -119,12 +119,9 @@ def rules_table(family: str) -> str:
   return '\n'.join(lines)
 
 
-def measured() -> str:
-  """The comparisons, as they were printed."""
-  if not TABLES:
-    return ''
-  blocks = [f'```\n{(ROOT / "docs" / name).read_text().rstrip()}\n```' for name in TABLES]
-  return '\n\n'.join(['## Measured', *blocks]) + '\n\n'
+def printed(name: str) -> str:
+  """A comparison, as it was printed."""
+  return f'```\n{(ROOT / "docs" / name).read_text().rstrip()}\n```'
 
 
 def make() -> str:
@@ -136,7 +133,7 @@ def make() -> str:
   parts['costs'] = costs_table()
   parts['table'] = f'```\n{cost.count(traced("mtan"))}\n```'
   parts['count'] = str(len(sharing.ARCHITECTURES))
-  parts['measured'] = measured()
+  parts |= {f'table {name}': printed(name) for name in TABLES}
   note = '<!-- Made by docs/make_sharing.py; edit sharing_template.md and the docstrings. -->\n\n'
   return note + re.sub(r'\{\{(.+?)\}\}', lambda match: parts[match[1]], TEMPLATE.read_text())
 

@@ -1,4 +1,4 @@
-"""Two handwritten digits on one canvas, hard sharing: which digit is at the top left, which at the bottom right.
+"""Two handwritten digits on one canvas, hard sharing by default: which is at the top left, which at the bottom right.
 
   mtljax train experiments/multi_digits.py
   mtljax compare experiments/multi_digits.py --balancers equal,uncertainty,pcgrad,cagrad,nash_mtl,upgrad --seeds 3

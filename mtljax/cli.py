@@ -273,14 +273,17 @@ def _list(argv):
   options.parse('list', ListOptions, argv, None, positional=None)
   if name is not None:
     raise InputError(f'argument {name!r} is unknown, expected none.')
-  for title, factories in (('balancers', balancing.METHODS), ('sharing architectures', sharing.ARCHITECTURES)):
+  groups = {
+    title: {name: factory.__doc__ for name, factory in sorted(factories.items())}
+    for title, factories in (('balancers', balancing.METHODS), ('sharing architectures', sharing.ARCHITECTURES))
+  }
+  heads = {name: re.match(r'\s*[rR]?"""(.*)', path.read_text()) for name, path in experiment_lib.shipped().items()}
+  groups['experiments'] = {name: found[1].rstrip('"') if found else '' for name, found in heads.items()}
+  width = max(len(name) for lines in groups.values() for name in lines)
+  for title, lines in groups.items():
     print(f'{title}:')
-    for name, factory in sorted(factories.items()):
-      print(f'  {name:16} {options.first_line(factory.__doc__)}')
-  print('experiments:')
-  for name, path in experiment_lib.shipped().items():
-    found = re.match(r'\s*[rR]?"""(.*)', path.read_text())
-    print(f'  {name:16} {options.first_line(found[1].rstrip(chr(34))) if found else ""}')
+    for name, text in lines.items():
+      print(f'  {name:{width}} {options.first_line(text)}'.rstrip())
 
 
 COMMANDS = {

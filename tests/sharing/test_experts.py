@@ -291,8 +291,9 @@ def test_the_entropy_of_gates_that_read_inputs_is_the_mean_over_the_batch():
   tasks = tuple(mtl.Task(t, lambda outputs, labels: 0 * outputs.sum(axis=1)) for t in HEADS)
   batch = {'inputs': X, 'labels': dict.fromkeys(HEADS, np.zeros(4))}
   tx = mtl.task_optimizer(shared=optax.sgd(1.0), tasks=dict.fromkeys(HEADS, optax.sgd(1.0)))
-  step = mtl.make_train_step(model, tasks, tx, mtl.balancing.equal())
-  before = mtl.init_state(model, tasks, tx, mtl.balancing.equal(), batch, KEY).replace(params=params)
+  step = jax.jit(mtl.make_train_step(model, tasks, tx, mtl.balancing.equal()))
+  init = jit_init(lambda key: mtl.init_state(model, tasks, tx, mtl.balancing.equal(), batch, key))
+  before = init(KEY).replace(params=params)
   after, info = step(before, batch)
   gradient = jax.grad(lambda p: sum(0.5 * r.value(p, {}, inputs=inputs) for r in model.penalties))(params)
   expected = jax.tree.map(jnp.subtract, params, gradient)
