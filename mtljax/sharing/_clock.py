@@ -11,6 +11,7 @@ from mtljax.base import Array, InputError
 # A clock per task, not one of the model: in a multi-input batch the trunk is called once per task, and a task without
 # labels has no call that counts. Every task then sees the steps in which it was there, whoever else was.
 Clock = dict[str, Array]
+COLDEST = 1e-3  # temperature
 
 
 def start(tasks: Sequence[str]) -> Clock:
@@ -46,11 +47,14 @@ def annealed(first: float, last: float = 0.5) -> Callable[[Array], Array]:
 
 
 def temperature(argument: str, value: float | Callable | None, first: float) -> Callable[[Array], Array]:
-  """A schedule from what the user gave: a schedule, a number > 0 (constant), or None (`annealed(first)`)."""
+  """A schedule from what the user gave: a schedule, a number > 0 (constant), or None (`annealed(first)`).
+
+  One that falls to 0 stops at `COLDEST`, where draws are as good as hard: at 0 a softmax is not a number.
+  """
   if value is None:
     return annealed(first)
   if callable(value):
-    return value
+    return lambda n: jnp.maximum(value(n), COLDEST)
   if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
     raise InputError(f'{argument}: found {value!r}, expected a number > 0, an optax schedule or None.')
   return lambda n: value

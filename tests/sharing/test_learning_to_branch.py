@@ -245,3 +245,12 @@ def test_layers_without_an_array_are_refused():
   model = learning_to_branch([(lambda key, x: {}, lambda params, x: (x, x))], SCALES)
   with pytest.raises(InputError, match=r"a layer ends with .* of '0', expected one array \[B, ..., C\]"):
     jax.eval_shape(model.init, KEY, BOTH)
+
+
+def test_a_schedule_that_falls_to_zero_stays_finite():
+  tau = _clock.temperature('temperature', optax.linear_schedule(1.0, 0.0, 10), 10.0)
+  np.testing.assert_allclose([tau(jnp.int32(n)) for n in (0, 5, 10, 99)], [1.0, 0.5, 1e-3, 1e-3], rtol=1e-6)
+  draw = lambda logits: weights(logits, jnp.array([0.3, 0.1]), tau(jnp.int32(10)), False)
+  found, slopes = draw(jnp.array([0.0, 0.1])), jax.jacrev(draw)(jnp.array([0.0, 0.1]))
+  np.testing.assert_allclose(found, [1.0, 0.0], atol=1e-6)
+  assert np.all(np.isfinite(slopes))
