@@ -163,11 +163,7 @@ def _train(argv):
 
 
 def _compare(argv):
-  name, argv = options.split(argv)
-  asks = not {'-h', '--help'}.isdisjoint(argv)
-  if name is None and not asks:
-    raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
-  module = experiment_lib.load(name) if name else None
+  name, module, argv = _experiment(argv)
   values, config = options.parse('compare', CompareOptions, argv, module)
   if values['seeds'] < 1:
     raise InputError(f'seeds: found {values["seeds"]}, expected a positive integer.')
@@ -254,11 +250,7 @@ def _evaluate(argv):
 
 
 def _draw(argv):
-  name, argv = options.split(argv)
-  asks = not {'-h', '--help'}.isdisjoint(argv)
-  if name is None and not asks:
-    raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
-  module = experiment_lib.load(name) if name else None
+  name, module, argv = _experiment(argv)
   values, config = options.parse('draw', DrawOptions, argv, module)
   experiment = experiment_lib.build(module, config)
   place = pathlib.Path(values['out'] or pathlib.Path('runs') / experiment.name / 'structure.png')
@@ -293,6 +285,14 @@ COMMANDS = {
   'draw': (DrawOptions, _draw),
   'list': (ListOptions, _list),
 }
+
+
+def _experiment(argv):
+  """The experiment's name and module, both None where only help is asked for, and the other arguments."""
+  name, argv = options.split(argv)
+  if name is None and {'-h', '--help'}.isdisjoint(argv):
+    raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
+  return name, experiment_lib.load(name) if name else None, argv
 
 
 def _meta(name, values, config):
