@@ -5,8 +5,8 @@ r"""Multi-MNIST, two digits of MNIST on one canvas, with any sharing architectur
     --data_dir DIR --architectures \
     'hard,soft,cross_stitch,mtan,mmoe(num_experts=2),cgc(num_shared=1),ple,graph,lora,knowledge'
 
-The first command printed accuracies of 0.9256 and 0.9180 (seed 0). The second took 38 min of processor time (39 min on two
-busy cores) and printed
+The first command printed accuracies of 0.9256 and 0.9180 (seed 0). The second took 38 min of processor time (39 min on
+two busy cores) and printed
 
   method                 left accuracy   right accuracy        Δm [%]   rank  time/hard  parameters  steps   rate
   -------------------  ---------------  ---------------  ------------  -----  ---------  ----------  -----  -----
