@@ -2,8 +2,10 @@
 
 import contextlib
 import contextvars
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,19 @@ def split_floats(tree: PyTree) -> tuple[list[Array], list, Callable[[list, list]
 def path_label(path) -> str:
   """A jax key path as 'a/b/0'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def labelled(tree: PyTree) -> dict[str, Any]:
+  """{path: leaf}, paths as 'Dense_0/kernel'."""
+  return {path_label(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def pattern(argument: str, where: str) -> re.Pattern:
+  """The regular expression `where`; raises an InputError on anything else."""
+  try:
+    return re.compile(where)
+  except (re.error, TypeError) as error:
+    raise InputError(f'{argument}: found {where!r}, expected a regular expression of paths: {error}.') from error
 
 
 def expand_to(mask: Array, ndim: int) -> Array:

@@ -6,7 +6,6 @@ of the relations. By the envelope theorem its gradient is that of the objective 
 relations are a function of the parameters, so that there is nothing to save: they are read out when somebody asks.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -168,10 +167,7 @@ def task_matrix(params: PyTree, where: str = 'kernel', names: Sequence[str] | No
   shapes = {name: {path: leaf.shape for path, leaf in leaves.items()} for name, leaves in found.items()}
   first = names[0]
   if not shapes[first]:
-    labels = [
-      f'tasks/{first}/{arrays.path_label(path)}'
-      for path, _ in jax.tree_util.tree_leaves_with_path(params['tasks'][first])
-    ]
+    labels = [f'tasks/{first}/{label}' for label in arrays.labelled(params['tasks'][first])]
     raise InputError(f'learned relations: where={where!r} matches no parameter of task {first!r}, found {labels}.')
   for name in names:
     if shapes[name] != shapes[first]:
@@ -184,8 +180,8 @@ def task_matrix(params: PyTree, where: str = 'kernel', names: Sequence[str] | No
 
 
 def _matching(tree, prefix, where):
-  leaves = {arrays.path_label(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-  return {label: leaf for label, leaf in leaves.items() if re.search(where, prefix + label)}
+  chosen = arrays.pattern('learned relations where', where)
+  return {label: leaf for label, leaf in arrays.labelled(tree).items() if chosen.search(prefix + label)}
 
 
 def _second_moment(W, eps):

@@ -1,6 +1,5 @@
 """Regularisers R(f): `Penalty(beta, value)`, added to the objective outside the balancer."""
 
-import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -233,10 +232,10 @@ def _by_path(name, params, where, tasks, compared):
 
 
 def _matching(params, where):
-  leaves = [(arrays.path_label(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-  found = [(label, leaf) for label, leaf in leaves if re.search(where, label)]
+  leaves, chosen = arrays.labelled(params), arrays.pattern('penalty where', where)
+  found = [(label, leaf) for label, leaf in leaves.items() if chosen.search(label)]
   if not found:
-    raise InputError(f'penalty: where={where!r} matches no parameter, found {[label for label, _ in leaves]}.')
+    raise InputError(f'penalty: where={where!r} matches no parameter, found {list(leaves)}.')
   return found
 
 

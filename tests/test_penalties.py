@@ -194,3 +194,9 @@ def test_l2_sp_outlives_the_donation_of_its_start():
   state, _ = step(state, problems.batch())
   state, info = step(state, problems.batch(size=4))  # another shape: a new trace
   assert info.penalty > 0
+
+
+@pytest.mark.parametrize('make', [mtl.penalties.l1, mtl.penalties.l2, mtl.learned_relations.mtrl])
+def test_a_pattern_that_is_none_is_named(make):
+  with pytest.raises(mtl.InputError, match=r"where: found '\(', expected a regular expression of paths"):
+    make(1.0, '(').value({'shared': {}, 'tasks': {'a': {'w': jnp.ones(2)}, 'b': {'w': jnp.ones(2)}}})

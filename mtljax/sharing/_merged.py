@@ -95,11 +95,6 @@ def _own(trunk: Module, head: Module, task: str, part: str, make: Callable, merg
   return Module(init, apply)
 
 
-def labelled(tree: PyTree) -> dict[str, Any]:
-  """{path: leaf}, paths as 'Dense_0/kernel'."""
-  return {arrays.path_label(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def nested(leaves: Mapping[str, Any]) -> dict:
   """{'a/b': x} -> {'a': {'b': x}}.
 
@@ -116,17 +111,9 @@ def nested(leaves: Mapping[str, Any]) -> dict:
   return tree
 
 
-def pattern(argument: str, where: str) -> re.Pattern:
-  """The regular expression `where`; raises an InputError on anything else."""
-  try:
-    return re.compile(where)
-  except (re.error, TypeError) as error:
-    raise InputError(f'{argument}: found {where!r}, expected a regular expression of paths: {error}.') from error
-
-
 def matching(argument: str, params: PyTree, where: re.Pattern) -> dict[str, Array]:
   """{path: leaf} where the path matches; raises an InputError if none does."""
-  leaves = labelled(params)
+  leaves = arrays.labelled(params)
   found = {label: leaf for label, leaf in leaves.items() if where.search(label)}
   if not found:
     raise InputError(f"{argument}: {where.pattern!r} matches none of the trunk's parameters {sorted(leaves)}.")
@@ -135,8 +122,8 @@ def matching(argument: str, params: PyTree, where: re.Pattern) -> dict[str, Arra
 
 def fitted(argument: str, found: PyTree, like: PyTree) -> PyTree:
   """The values of `found`, by path, in the structure and dtypes of `like`; raises where names or shapes differ."""
-  values = labelled(found)
-  arrays.check_names(argument, values, labelled(like))
+  values = arrays.labelled(found)
+  arrays.check_names(argument, values, arrays.labelled(like))
 
   def value(path, leaf):
     label = arrays.path_label(path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtljax import arrays
 from mtljax.base import Array, InputError, Model, PyTree
-from mtljax.sharing._merged import check_shape, labelled, matching, merged, nested, pattern
+from mtljax.sharing._merged import check_shape, matching, merged, nested
 from mtljax.sharing.modules import as_module, by_task
 from mtljax.sharing.stages import check_fraction
 
@@ -78,12 +78,12 @@ def connection_wise(
     raise InputError(f"connection_wise learned: found {learned!r}, expected 'threshold' or 'sigmoid'.")
   density = 0.5 if density is None else density
   check_fraction('connection_wise density', density)
-  heads, found = by_task(heads, 'heads'), pattern('connection_wise where', where)
+  heads, found = by_task(heads, 'heads'), arrays.pattern('connection_wise where', where)
   given = None if masks is None else _bools(masks, heads)
 
   def make(key, params, task):
     if given is not None:
-      fixed = _checked(given[task], f'connection_wise masks[{task!r}]', labelled(params))
+      fixed = _checked(given[task], f'connection_wise masks[{task!r}]', arrays.labelled(params))
       return {}, nested({label: jnp.asarray(mask) for label, mask in fixed.items()})
     kernels = matching('connection_wise where', params, found)
     if learned:
@@ -93,7 +93,7 @@ def connection_wise(
     return {}, nested(draws)
 
   def merge(theta, scores, fixed):
-    values = labelled(scores if learned else fixed)
+    values = arrays.labelled(scores if learned else fixed)
 
     def masked(path, leaf):
       label = arrays.path_label(path)
@@ -147,7 +147,7 @@ def magnitude_masks(
   are equal.
   """
   check_fraction('magnitude_masks density', density)
-  kernels = matching('magnitude_masks where', params, pattern('magnitude_masks where', where))
+  kernels = matching('magnitude_masks where', params, arrays.pattern('magnitude_masks where', where))
   prior = 'magnitude_masks masks'
   before = {} if masks is None else _checked(_labelled_bools(prior, masks), prior, kernels)
   sizes = [np.where(before.get(label, True), np.abs(np.asarray(x)), -1).ravel() for label, x in kernels.items()]
@@ -166,7 +166,7 @@ def _bools(masks: Mapping[str, PyTree], heads: Mapping[str, Any]) -> dict[str, d
 
 
 def _labelled_bools(argument: str, tree: PyTree) -> dict[str, np.ndarray]:
-  leaves = {label: np.asarray(leaf) for label, leaf in labelled(tree).items()}
+  leaves = {label: np.asarray(leaf) for label, leaf in arrays.labelled(tree).items()}
   for label, leaf in leaves.items():
     if leaf.dtype != bool:
       raise InputError(f'{argument}: {label!r} is {leaf.dtype}, expected bool.')

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mtljax import arrays
 from mtljax.base import InputError, Model, PyTree
-from mtljax.sharing._merged import matching, merged, pattern
+from mtljax.sharing._merged import matching, merged
 from mtljax.sharing.modules import as_module
 
 
@@ -46,7 +47,7 @@ def layer_wise(
   2014), https://arxiv.org/abs/1411.1792 (layer by layer). Departs from them: any layers may be shared, not only the
   first ones.
   """
-  found = pattern('layer_wise shared', shared)
+  found = arrays.pattern('layer_wise shared', shared)
 
   def share(params):
     matching('layer_wise shared', params, found)

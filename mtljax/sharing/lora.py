@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtljax import arrays
 from mtljax.base import InputError, Model, PyTree
-from mtljax.sharing._merged import labelled, matching, merged, nested, pattern
+from mtljax.sharing._merged import matching, merged, nested
 from mtljax.sharing.modules import as_module
 
 
@@ -64,7 +64,7 @@ def lora(
   """
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise InputError(f'lora rank: found {rank!r}, expected a whole number of at least 1.')
-  found = pattern('lora where', where)
+  found = arrays.pattern('lora where', where)
 
   def make(key, params, task):
     factors = {}
@@ -78,7 +78,7 @@ def lora(
     return nested(factors), {}
 
   def merge(theta, phi, state):
-    factors = labelled(phi)
+    factors = arrays.labelled(phi)
 
     def add(path, leaf):
       label = arrays.path_label(path)
