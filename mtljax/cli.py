@@ -254,7 +254,7 @@ def _draw(argv):
   values, config = options.parse('draw', DrawOptions, argv, module)
   experiment = experiment_lib.build(module, config)
   place = pathlib.Path(values['out'] or pathlib.Path('runs') / experiment.name / 'structure.png')
-  given = inputs.inputs_by_task(experiment.train(0, 0), [task.name for task in experiment.tasks])
+  given = inputs.inputs_by_task(experiment.train.example(), [task.name for task in experiment.tasks])
   found = draw.draw(experiment.model, given, place, experiment.name)
   print(f'{experiment.name}, forward pass of one example; drawn in {place}')
   print(found)

@@ -180,7 +180,7 @@ def _check_variant(variant: Experiment, experiment: Experiment, plan: Plan) -> N
   names, expected = (arrays.task_names(part.tasks) for part in (variant, experiment))
   if names != expected:
     raise InputError(f'variants: found one with tasks {names}, expected {expected}, those of the experiment.')
-  kept = sharing.keeps_own_values(variant.model, inputs_lib.inputs_by_task(variant.train(plan.seeds[0], 0), names))
+  kept = sharing.keeps_own_values(variant.model, inputs_lib.inputs_by_task(variant.train.example(), names))
   if kept and len(plan.seeds) > 1:
     raise InputError(
       f'Experiment model: {", ".join(kept)} is an nnx instance, expected a function rngs -> module: '

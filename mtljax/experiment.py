@@ -49,7 +49,7 @@ class Experiment:
     arrays.task_names(self.tasks)
     if not isinstance(self.model, Model):
       raise InputError(f'Experiment model: found {type(self.model).__name__}, expected an mtljax.Model.')
-    if not callable(self.train) or not hasattr(self.train, 'take'):
+    if not callable(self.train) or not hasattr(self.train, 'gather'):
       raise InputError(f'Experiment train: found {type(self.train).__name__}, expected mtljax.data.Batches.')
     for name in ('val', 'test'):
       if isinstance(getattr(self, name), Mapping) or not isinstance(getattr(self, name), Sequence):
@@ -137,21 +137,21 @@ class Run:
       on_nonfinite='drop' if options.on_nonfinite == 'drop' else 'error',
     )
     init = functools.partial(train_step.init_state, model, tasks, optimizer, balancer, objectives=options.objectives)
-    batch = train(options.seed, 0)
+    batch = train.example()
     self._init = jax.jit(lambda key: init(batch, key))
     self.abstract = self._init.eval_shape(jax.random.key(options.seed))
 
     if options.mode == 'jit':  # the rows are gathered in the compiled step
 
-      def gathered(state, indices, examples):
-        return step(state, train.take(examples, indices))
+      def gathered(state, draw, examples):
+        return step(state, train.gather(examples, draw))
 
       call = jax.jit(gathered, donate_argnums=0)
-      call.eval_shape(self.abstract, train.indices(options.seed, 0), train.examples)
-      self._step = lambda state, index: call(state, train.indices(options.seed, index), train.examples)
+      call.eval_shape(self.abstract, train.draw(options.seed, 0), train.examples)
+      self._step = lambda state, index: call(state, train.draw(options.seed, index), train.examples)
     else:
       compiled = parallel.compile_step(step, options.mode)
-      compiled.eval_shape(self.abstract, batch)
+      compiled.eval_shape(self.abstract, train(options.seed, 0))
       self._step = lambda state, index: compiled(state, train(options.seed, index))
 
     self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))
@@ -178,12 +178,12 @@ class Run:
   def gramian(self, state: TrainState, index: int) -> jax.Array:
     """G f[T, T] on the batch of step `index`, for methods whose own step does not need one."""
     train = self.experiment.train
-    return self._gramian(state, train.indices(self.options.seed, index), train.examples)
+    return self._gramian(state, train.draw(self.options.seed, index), train.examples)
 
   @functools.cached_property
   def _gramian(self):
     diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
-    return jax.jit(lambda state, indices, examples: diagnose(state, self.experiment.train.take(examples, indices)))
+    return jax.jit(lambda state, draw, examples: diagnose(state, self.experiment.train.gather(examples, draw)))
 
 
 def score(tasks: Sequence[Task], values: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -217,7 +217,7 @@ def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
     experiment,
     model=experiment.model._replace(penalties=stays(experiment.model.penalties)),
     tasks=tuple(task for task in experiment.tasks if task.name in names),
-    train=dataclasses.replace(experiment.train, examples=data.select_tasks(experiment.train.examples, names)),
+    train=experiment.train.select(names),
     val=[data.select_tasks(batch, names) for batch in experiment.val],
     test=[data.select_tasks(batch, names) for batch in experiment.test],
     penalties=stays(experiment.penalties),
@@ -227,7 +227,7 @@ def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
 def check_model(experiment: Experiment) -> None:
   """Traces the model's initialisation: raises an InputError where architecture, trunk, heads and data do not fit."""
   names = arrays.task_names(experiment.tasks)
-  given = inputs.inputs_by_task(experiment.train(0, 0), names)
+  given = inputs.inputs_by_task(experiment.train.example(), names)
   jax.eval_shape(lambda key: experiment.model.init(key, given), jax.eval_shape(lambda: jax.random.key(0)))
 
 

@@ -20,6 +20,11 @@ def task_inputs(batch: Batch, name: str) -> tuple[PyTree, PyTree, Array | None]:
   return batch['inputs'], batch['labels'][name], (batch.get('mask') or {}).get(name)
 
 
+def has_task(batch: Batch, name: str) -> bool:
+  """Whether the batch has this task: a multi-input one may leave it out."""
+  return not is_multi_input(batch) or name in batch
+
+
 def inputs_by_task(batch: Batch, names) -> dict[str, PyTree]:
   """{task: inputs}, what `Model.init` takes."""
   return {name: task_inputs(batch, name)[0] for name in names}
@@ -31,14 +36,21 @@ def batch_size(tree: PyTree) -> int:
   return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 0
 
 
-def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None) -> None:
-  """Raises an InputError that names the key, what was found and what was expected."""
+def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None, *, all_of: bool = True) -> None:
+  """Raises an InputError that names the key, what was found and what was expected.
+
+  With `all_of=False` a multi-input batch may leave tasks out: they are absent.
+  """
   if not isinstance(batch, dict) and not hasattr(batch, 'keys'):
     raise InputError(f'batch: found {type(batch).__name__}, expected a dict.')
   if is_multi_input(batch):
     if 'labels' in batch:
       raise InputError(f"batch: found {sorted(batch)}, expected 'inputs', 'labels' and optionally 'mask'.")
-    arrays.check_names('batch (multi-input)', set(batch) - {'outer'}, names)
+    given = set(batch) - {'outer'}
+    arrays.check_names('batch (multi-input)', given, names, all_of=all_of)
+    if not given:
+      raise InputError(f'batch (multi-input): found no task, expected one or more of {names}.')
+    names = tuple(name for name in names if name in given)
     for name in names:
       if not hasattr(batch[name], 'keys'):
         raise InputError(

@@ -68,20 +68,20 @@ class Lanes:
     self.names = arrays.task_names(experiment.tasks)
     model, tasks, train = experiment.model, experiment.tasks, experiment.train
     method = balancing.parse(balancer, steps_per_epoch=train.steps_per_epoch)
-    batch = train(plan.seeds[0], 0)
+    batch = train.example()
 
     def init(rate, key):
       return train_step.init_state(model, tasks, experiment.optimizer(rate, self.names), method, batch, key)
 
-    def lane(rate, state, rows, examples):
+    def lane(rate, state, draw, examples):
       optimizer = experiment.optimizer(rate, self.names)
       step = train_step.make_train_step(
         model, tasks, optimizer, method, at=plan.at, penalties=tuple(experiment.penalties)
       )
-      return step(state, train.take(examples, rows))
+      return step(state, train.gather(examples, draw))
 
-    def one_by_one(rates, state, rows, examples):
-      return jax.lax.map(lambda args: lane(*args, examples), (rates, state, rows))
+    def one_by_one(rates, state, draws, examples):
+      return jax.lax.map(lambda args: lane(*args, examples), (rates, state, draws))
 
     self.rates = jnp.repeat(jnp.asarray(plan.learning_rates, arrays.real_dtype()), len(plan.seeds))
     keys = jnp.stack([jax.random.key(seed) for _ in plan.learning_rates for seed in plan.seeds])
@@ -92,8 +92,8 @@ class Lanes:
 
   def _arguments(self, state, index):
     train, plan = self.experiment.train, self.plan
-    rows = [train.indices(seed, index) for seed in plan.seeds] * len(plan.learning_rates)
-    return self.rates, state, jax.tree.map(lambda *rows: np.stack(rows), *rows), train.examples
+    draws = [train.draw(seed, index) for seed in plan.seeds] * len(plan.learning_rates)
+    return self.rates, state, jax.tree.map(lambda *leaves: np.stack(leaves), *draws), train.examples
 
   def train(self, title: str, progress: bool) -> int:
     """Runs the budget and returns how many steps of all lanes were skipped because they were not finite."""

@@ -1,18 +1,22 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
-from mtljax.data import multi_digits, multi_mnist, related_tasks
+from mtljax.data import multi_digits, multi_mnist, related_tasks, schedules
 from mtljax.data.batching import Batches, eval_batches, select_tasks
+from mtljax.data.buckets import Buckets, quantiles
 from mtljax.data.sources import from_tfds, make_examples, npz, split
 
 __all__ = [
   'Batches',
+  'Buckets',
   'eval_batches',
   'from_tfds',
   'make_examples',
   'multi_digits',
   'multi_mnist',
   'npz',
+  'quantiles',
   'related_tasks',
+  'schedules',
   'select_tasks',
   'split',
 ]

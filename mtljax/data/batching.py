@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,24 @@ import numpy as np
 
 from mtljax.arrays import check_names, expand_to, path_label
 from mtljax.base import Batch, InputError, PyTree
+from mtljax.data.buckets import Buckets
+from mtljax.data.schedules import Schedule
 
 KEYS = ('inputs', 'labels', 'mask')  # of examples, as of a batch
+
+
+class Draw(NamedTuple):
+  """What the host says of a batch; small arrays, to be stacked for lanes.
+
+  Attributes:
+    rows: which examples, int32[B], or {task: int32[B]} of the tasks that a multi-input step has.
+    at: uint32[2], seed and step.
+    places: {} or, of tasks with buckets, {task: int32[L]}: its shape says how long the batch is.
+  """
+
+  rows: PyTree
+  at: np.ndarray
+  places: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,8 +42,8 @@ class Batches:
 
   >>> examples = {'inputs': np.arange(6.0), 'labels': {'a': np.arange(6)}}
   >>> train = Batches(examples, batch_size=2)
-  >>> gather = jax.jit(train.take)
-  >>> batch = gather(train.examples, train.indices(seed=0, step=4))
+  >>> gather = jax.jit(train.gather)
+  >>> batch = gather(train.examples, train.draw(seed=0, step=4))
   >>> batch['inputs'].shape, train.steps_per_epoch
   ((2,), 3)
 
@@ -35,14 +52,23 @@ class Batches:
       `{task: {'inputs', 'labels', 'mask'}}`; leaves lead with the number of examples.
     batch_size: examples per batch (and per task).
     shuffle: False keeps the order of the examples.
+    transform: `(key, batch) -> batch`, pure, traced into the step that gathers the batch (augmentation); the key is a
+      function of (seed, step).
+    schedule: multi-input only: which task a step has (`data.schedules`); None gives every step a batch of all.
+    buckets: `data.Buckets` of the examples, or {task: Buckets} of some tasks of multi-input ones: batches of examples
+      of like length, cut to the longest of the bucket. Which bucket a step has is the same for all seeds.
 
   Raises:
-    InputError: examples of another shape, none of them, or fewer than a batch.
+    InputError: examples of another shape, none of them, or fewer than a batch; a schedule for a single input; buckets
+      of other tasks or of another number of examples.
   """
 
   examples: PyTree
   batch_size: int
   shuffle: bool = True
+  transform: Callable[[jax.Array, Batch], Batch] | None = None
+  schedule: Schedule | None = None
+  buckets: Buckets | Mapping[str, Buckets] | None = None
 
   def __post_init__(self):
     _check_batch_size(self.batch_size)
@@ -50,28 +76,69 @@ class Batches:
       if count < self.batch_size:
         of = f' of task {name!r}' if name else ''
         raise InputError(f'batch_size: found {self.batch_size}, expected at most {count}, the number of examples{of}.')
+    if self.transform is not None and not callable(self.transform):
+      raise InputError(f'transform: found {self.transform!r}, expected a function (key, batch) -> batch.')
+    if self.schedule is not None and '' in self._counts:
+      raise InputError('schedule: found one for a single input, expected examples {task: {...}}.')
+    check_names('buckets', self._buckets, self._counts, all_of=False)
+    for name, part in self._buckets.items():
+      if len(part.lengths) != self._counts[name]:
+        of = f' of task {name!r}' if name else ''
+        raise InputError(f'buckets{of}: found {len(part.lengths)} lengths, expected {self._counts[name]}, as examples.')
     object.__setattr__(self, 'examples', jax.tree.map(jnp.asarray, self.examples))
 
   @property
   def steps_per_epoch(self) -> int:
-    """Whole batches in an epoch; multi-input: of the task with the most examples."""
-    return max(self._counts.values()) // self.batch_size
+    """Whole batches in an epoch; multi-input: of the task with the most examples, with a schedule of all tasks."""
+    whole = [sum(len(rows) // self.batch_size for _, rows in self._groups(name)) for name in self._counts]
+    return max(whole) if self.schedule is None else sum(whole)
 
   @functools.cached_property
   def _counts(self):
     return count_examples(self.examples)
 
-  def indices(self, seed: int, step: int) -> PyTree:
-    """Which examples a step sees: int32[B], or {task: int32[B]} for multi-input; numpy, the same on every machine."""
+  @functools.cached_property
+  def _buckets(self):
+    return dict(self.buckets) if isinstance(self.buckets, Mapping) else {'': self.buckets} if self.buckets else {}
+
+  def draw(self, seed: int, step: int) -> Draw:
+    """What a step sees; numpy, the same on every machine.
+
+    Raises:
+      InputError: a negative seed.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
       raise InputError(f'seed: found {seed!r}, expected a whole number >= 0.')
-    found = {name: self._rows(int(seed), int(step), name, n) for name, n in self._counts.items()}
-    return found[''] if '' in found else found
+    seed, step = int(seed), int(step)
+    turns = {name: step for name in self._counts}
+    if self.schedule is not None:
+      turns = dict([self.schedule.turn(self._counts, step)])
+    rows, places = {}, {}
+    for name, turn in turns.items():
+      rows[name], length = self._rows(seed, turn, name)
+      if length is not None:
+        places[name] = np.arange(length, dtype=np.int32)
+    return Draw(rows[''] if '' in rows else rows, np.array([seed % 2**32, step], np.uint32), places)
 
-  def _rows(self, seed, step, name, count):
-    epoch, place = divmod(step, count // self.batch_size)
-    rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
-    return _permutation(seed, epoch, name, count)[rows] if self.shuffle else np.arange(count, dtype=np.int32)[rows]
+  def indices(self, seed: int, step: int) -> PyTree:
+    """Which examples a step sees: int32[B], or {task: int32[B]} for multi-input."""
+    return self.draw(seed, step).rows
+
+  def _groups(self, name) -> list[tuple[int | None, np.ndarray]]:
+    """[(length of the batches, rows)] of a task: one without a length where there are no buckets."""
+    return _grouped(self._buckets.get(name), self._counts[name], self.batch_size)
+
+  def _rows(self, seed, turn, name):
+    groups = self._groups(name)
+    whole = [len(rows) // self.batch_size for _, rows in groups]
+    epoch, place = divmod(turn, sum(whole))
+    group, place = _place(tuple(whole), epoch, place, name) if len(groups) > 1 else (0, place)
+    length, rows = groups[group]
+    where = slice(place * self.batch_size, (place + 1) * self.batch_size)
+    if not self.shuffle:
+      return rows[where], length
+    order = _permutation(seed, epoch, f'{name}/{group}' if len(groups) > 1 else name, len(rows))[where]
+    return (order if length is None else rows[order]), length
 
   @staticmethod
   def take(examples: PyTree, indices: PyTree) -> Batch:
@@ -84,12 +151,36 @@ class Batches:
       return {name: rows(examples[name], index) for name, index in indices.items()}
     return rows(examples, indices)
 
+  def gather(self, examples: PyTree, draw: Draw) -> Batch:
+    """The batch of a draw: its rows, cut and transformed; pure, to be traced with the examples as an argument."""
+    batch = self.take(examples, draw.rows)
+    for name, places in draw.places.items():
+      part = self._buckets[name].cut(batch[name] if name else batch, places.shape[-1])
+      batch = {**batch, name: part} if name else part
+    if self.transform is not None:
+      batch = self.transform(jax.random.fold_in(jax.random.key(draw.at[0]), draw.at[1]), batch)
+    return batch
+
+  def example(self) -> Batch:
+    """A batch of all tasks, for shapes: the first examples, of full length."""
+    rows = {name: np.arange(self.batch_size, dtype=np.int32) for name in self._counts}
+    return self._gather(self.examples, Draw(rows.get('', rows), np.zeros(2, np.uint32), {}))
+
+  def select(self, names: Iterable[str]) -> 'Batches':
+    """The batches of some of the tasks."""
+    kept = select_tasks(self.examples, names)
+    buckets = self.buckets
+    if isinstance(buckets, Mapping):
+      buckets = {name: part for name, part in buckets.items() if name in kept}
+    return dataclasses.replace(self, examples=kept, buckets=buckets)
+
   def __call__(self, seed: int, step: int) -> Batch:
     """The batch of a step."""
-    return _take(self.examples, self.indices(seed, step))
+    return self._gather(self.examples, self.draw(seed, step))
 
-
-_take = jax.jit(Batches.take)
+  @functools.cached_property
+  def _gather(self):
+    return jax.jit(self.gather)
 
 
 @functools.lru_cache(maxsize=32)  # some seeds times some tasks
@@ -98,6 +189,19 @@ def _permutation(seed: int, epoch: int, name: str, count: int) -> np.ndarray:
   order = np.random.default_rng((seed, epoch, *task)).permutation(count).astype(np.int32)
   order.flags.writeable = False
   return order
+
+
+@functools.lru_cache(maxsize=64)
+def _grouped(buckets: Buckets | None, count: int, batch_size: int) -> list[tuple[int | None, np.ndarray]]:
+  if buckets is None:
+    return [(None, np.arange(count, dtype=np.int32))]
+  return buckets.of_size(batch_size)
+
+
+def _place(whole: tuple[int, ...], epoch: int, place: int, name: str) -> tuple[int, int]:
+  """Group of a batch of the epoch, and which of the group's batches it is; the groups come in random order."""
+  order = np.repeat(np.arange(len(whole)), whole)[_permutation(0, epoch, f'{name}/', sum(whole))]
+  return int(order[place]), int((order[:place] == order[place]).sum())
 
 
 def eval_batches(examples: PyTree, batch_size: int) -> list[Batch]:

@@ -38,7 +38,7 @@ def npz(
     InputError: no such file, a file that is damaged or holds Python objects, an array that is missing, lengths that
       differ, no example.
   """
-  return make_examples(_read_npz(path), inputs=inputs, labels=labels, masks=masks, source=str(path))
+  return make_examples(read_npz(path), inputs=inputs, labels=labels, masks=masks, source=str(path))
 
 
 def make_examples(
@@ -135,7 +135,12 @@ def split(examples: PyTree, fractions: Mapping[str, float], seed: int = 0) -> di
   return {part: {task: take(examples[task], parts[task][part]) for task in examples} for part in fractions}
 
 
-def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """All arrays of an npz file, {name: array}; nothing is unpickled.
+
+  Raises:
+    InputError: no such file, a file that is damaged or holds Python objects.
+  """
   if not os.path.isfile(path):
     raise InputError(f'{path}: found no such file, expected an npz file.')
   name = None

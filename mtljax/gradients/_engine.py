@@ -42,8 +42,8 @@ def task_gradients(
     params: `{'shared': ..., 'tasks': {task: ...}}`.
     model_state: the same two keys.
     balancer_state: of the balancer.
-    batch: single-input `{'inputs', 'labels': {task: y}, 'mask'?: {task: m}}` or multi-input `{task: {...}}`; 'outer',
-      a batch of the same kind, is read at level oracle only.
+    batch: single-input `{'inputs', 'labels': {task: y}, 'mask'?: {task: m}}` or multi-input `{task: {...}}`, which may
+      leave tasks out (they are absent); 'outer', a batch of the same kind, is read at level oracle only.
     key: typed PRNG key of this step.
     step: int32[], for schedules and balancers.
     at: 'params', rows of J are gradients of the shared parameters; 'features', rows are gradients of the shared
@@ -71,6 +71,7 @@ def task_gradients(
   if at == 'features':
     inputs.check_features(model, names, params, model_state, batch, balancer.level)
   if objectives != 'tasks':
+    inputs.check_batch(batch, names, model)
     _examples.check(balancer, batch, objectives)
 
   forward = forward_pass(model, tasks, params, model_state, batch, key=model_key, alphas=alphas, drop=drop)

@@ -68,10 +68,11 @@ def forward_pass(
 ) -> Forward:
   """Runs trunk and heads, keeping pullbacks; the shared state is threaded through the tasks of a multi-input batch.
 
+  A task that a multi-input batch leaves out is absent: it has no outputs, and costs nothing.
   With `drop` a task whose loss is not finite counts as absent.
   """
   names = arrays.task_names(tasks)
-  inputs.check_batch(batch, names, model)
+  inputs.check_batch(batch, names, model, all_of=False)
   key = arrays.fold_in_device(key)
   multi = inputs.is_multi_input(batch)
   shared_state, task_states = model_state['shared'], {}
@@ -90,6 +91,13 @@ def forward_pass(
 
   for t, task in enumerate(tasks):
     name = task.name
+    if not inputs.has_task(batch, name):
+      cotangents[name], task_states[name] = [], model_state['tasks'][name]
+      pulls[name] = lambda _, name=name: jax.tree.map(jnp.zeros_like, (params['tasks'][name], params['shared']))
+      for found, value in ((losses, 0.0), (counts, 0.0)):
+        found.append(jnp.asarray(value, arrays.real_dtype()))
+      present.append(jnp.asarray(False))
+      continue
     x, labels, mask = inputs.task_inputs(batch, name)
     task_key = arrays.name_key(key, name)
     state = model_state['tasks'][name]

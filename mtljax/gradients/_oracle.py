@@ -93,6 +93,8 @@ def split(batch: Batch, parts: int, names, model: Model) -> list[Batch]:
     return [batch]
   own = parts - (outer is not None)
   for name in names:
+    if not inputs.has_task(batch, name):
+      continue
     size = inputs.batch_size(inputs.task_inputs(batch, name)[0])
     if size < own or (arrays.axis() and size % own):
       expected = f'a multiple of {own} on every device' if arrays.axis() else f'at least {own}'
@@ -102,7 +104,7 @@ def split(batch: Batch, parts: int, names, model: Model) -> list[Batch]:
   pieces = [jax.tree.map(lambda x, i=i: x[i::own], batch) for i in range(own)]
   if outer is not None:
     try:
-      inputs.check_batch(outer, names, model)
+      inputs.check_batch(outer, names, model, all_of=False)
     except InputError as error:
       raise InputError(f"batch['outer']: {error}") from error
     pieces.append(outer)

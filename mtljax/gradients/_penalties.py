@@ -7,25 +7,35 @@ import jax
 import jax.numpy as jnp
 
 from mtljax import arrays, inputs
-from mtljax.base import Array, Penalty
+from mtljax.base import Array, InputError, Penalty
 from mtljax.gradients import _trees
 
 
 def output_penalties(penalties, names, present, step, params, forward, batch):
   """Sum of beta_t R_t(params, outputs), its gradient with respect to the parameters, and its row."""
-  penalties = [p for p in penalties if p.on == 'outputs']
+  there = [name for name in names if inputs.has_task(batch, name)]
+  penalties = [p for p in penalties if p.on == 'outputs' and (p.task is None or p.task in there)]
   if not penalties:
     return jnp.zeros((), arrays.real_dtype()), None, None
   floats, others, merge = arrays.split_floats(forward.outputs)
   value, grads, cotangents = jnp.zeros((), arrays.real_dtype()), *jax.tree.map(jnp.zeros_like, (params, floats))
   for penalty in penalties:
     weight = penalty_weight(penalty, names, present, step) / arrays.psum(1)  # the mean over devices
-    regulariser = _value(penalty, names, batch)
-    scaled = scaled_penalty(lambda p, z, r=regulariser: r(p, merge(z, others)), weight, params, floats)
+    regulariser = _value(penalty, there, batch)
+    try:
+      scaled = scaled_penalty(lambda p, z, r=regulariser: r(p, merge(z, others)), weight, params, floats)
+    except KeyError as error:
+      if len(there) == len(names) or error.args[0] not in names:
+        raise
+      raise InputError(
+        f'batch: found the tasks {there}, expected {error.args[0]!r} too: a penalty reads its outputs.'
+      ) from error
     value, grads, cotangents = _trees.tree_sum([(value, grads, cotangents), scaled])
   by_task = merge(cotangents, [None] * len(others))
   rows = []
   for t, name in enumerate(names):
+    if name not in there:
+      continue
     mine = [c for c in jax.tree.leaves(by_task[name])]
     head, row = arrays.select(present[t], *_trees.with_zeros(forward.pull[name](mine)))
     grads['tasks'][name] = _trees.tree_sum([grads['tasks'][name], head])
