@@ -77,7 +77,8 @@ def fit(
     names: of the tasks, the order of the task axis.
     start: steps that the state has had.
     log_every, eval_every, save_every: in steps; None never, but at the end.
-    log: `(step, StepInfo of numpy arrays)`.
+    log: `(step, StepInfo of numpy arrays)` of the step; the losses of tasks that it did not have are the last ones
+      since the call before (since `start` at first).
     evaluate: `(step, state, StepInfo of numpy arrays) -> whether to save this state`.
     save: `(step, state)`.
     on_nonfinite: what becomes of a step that is not finite: 'skip' counts it (the step itself left the state as it
@@ -90,6 +91,7 @@ def fit(
   from tqdm import tqdm
 
   window, times, skipped, dropped, step_done = [], [], np.zeros((), int), np.zeros(len(names), int), start
+  seen = None  # since the last `log`
   with _Signals() as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
     clock = time.perf_counter()
     for index in range(start, steps):
@@ -110,12 +112,15 @@ def fit(
       for offset, past in enumerate(infos):
         skipped = skipped + ~past.finite
         dropped = dropped + (past.nonfinite & past.finite[..., None])
+        seen = _with_earlier(past, seen)
         if on_nonfinite != 'skip' and not np.all(past.finite):
           raise NonFiniteError(_what(past, names, step_done - len(infos) + offset + 1))
-      bar.set_postfix_str(_losses(infos[-1], names), refresh=False)
+      bar.set_postfix_str(_losses(seen, names), refresh=False)
       bar.update(len(infos))
       if logs and log is not None:
-        log(step_done, infos[-1])
+        log(step_done, seen)
+      if logs:
+        seen = None
       if evaluates:
         saves = (evaluate(step_done, state, infos[-1]) and save is not None) or saves
       if saves:
@@ -144,6 +149,14 @@ class _Signals:
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._before = {}
+
+
+def _with_earlier(info, earlier):
+  """The step's info, with the losses of the tasks that it lacks from earlier ones."""
+  if earlier is None:
+    return info
+  losses = np.where(info.present, info.losses, earlier.losses)
+  return info._replace(losses=losses, present=info.present | earlier.present)
 
 
 def _due(step, every):

@@ -58,6 +58,23 @@ def test_fit_calls_back_at_the_right_steps():
   assert [c[1:] for c in calls if c[0] == 'save'] == [(3, 3), (6, 6), (9, 9), (11, 11)]
 
 
+def test_a_line_has_the_last_loss_of_tasks_that_take_turns():
+  lines = {}
+  turns = [(True, False), (False, True), (False, True)]
+  fit(
+    lambda state, index: (state, info((index, 10 * index), turns[index % 3])),
+    steps=5,
+    log_every=3,
+    log=lambda step, found: lines.update({step: (found.losses.tolist(), found.present.tolist())}),
+  )
+  assert lines == {3: ([0, 20], [True, True]), 5: ([3, 40], [True, True])}
+  fit(
+    lambda state, index: (state, info(present=turns[0])),
+    log=lambda step, found: lines.update({step: found.present.tolist()}),
+  )
+  assert lines[10] == [True, False]
+
+
 def test_fit_saves_what_evaluation_asks_for():
   saved = []
   fit(eval_every=2, evaluate=lambda step, *_: step == 4, save=lambda step, _: saved.append(step))
