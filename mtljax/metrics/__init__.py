@@ -8,13 +8,19 @@ variance of labels as a difference of large numbers.
 
 from mtljax.metrics._averages import accuracy, binary_accuracy, mae, mse, r2, rmse
 from mtljax.metrics._comparison import confidence_interval, delta_m, directions, mean_rank
+from mtljax.metrics._rescaled import rescaled
 from mtljax.metrics._segmentation import mean_iou
+from mtljax.metrics._spans import span_f1, token_f1
+from mtljax.metrics._text import bleu, cer, chrf, wer
 from mtljax.metrics._yes_no import auc, f1, precision, recall
 
 __all__ = [
   'accuracy',
   'auc',
   'binary_accuracy',
+  'bleu',
+  'cer',
+  'chrf',
   'confidence_interval',
   'delta_m',
   'directions',
@@ -26,5 +32,9 @@ __all__ = [
   'precision',
   'r2',
   'recall',
+  'rescaled',
   'rmse',
+  'span_f1',
+  'token_f1',
+  'wer',
 ]
