@@ -16,6 +16,7 @@ PAGE = ROOT / 'docs' / 'balancing.md'
 COSTS = ROOT / 'benchmarks' / 'balancing_cost.json'
 ACCURACY = ROOT / 'benchmarks' / 'solver_accuracy.txt'
 COMPARISON = ROOT / 'docs' / 'multi_digits_methods.txt'
+MULTI_MNIST = ROOT / 'docs' / 'multi_mnist_methods.txt'
 LABELS = ('Needs', 'Helps', 'Breaks')
 LEVELS = ('losses', 'gramian', 'jacobian', 'oracle', 'wrapper')
 TASKS = ('2', '8', '40')
@@ -105,6 +106,7 @@ def make() -> str:
   parts['solvers'] = solver_table(measured['solver'])
   parts['accuracy'] = block(ACCURACY)
   parts['comparison'] = f'<!-- comparison -->\n{block(COMPARISON)}'.rstrip()
+  parts['multi_mnist'] = block(MULTI_MNIST)
   parts['count'] = str(sum(level(factory) != 'wrapper' for factory in balancing.METHODS.values()))
   parts['measured'] = f'{measured["date"]}, jax {measured["jax"]}, {measured["cpus"]} CPU cores'
   note = '<!-- Made by docs/make_balancing.py; edit balancing_template.md and the docstrings. -->\n\n'
