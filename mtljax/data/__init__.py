@@ -1,6 +1,6 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
-from mtljax.data import multi_digits, multi_mnist, parallel_text, related_tasks, schedules
+from mtljax.data import labelled_text, multi_digits, multi_mnist, parallel_text, related_tasks, schedules
 from mtljax.data.batching import Batches, eval_batches, select_tasks
 from mtljax.data.buckets import Buckets, quantiles
 from mtljax.data.sources import from_tfds, make_examples, npz, split
@@ -10,6 +10,7 @@ __all__ = [
   'Buckets',
   'eval_batches',
   'from_tfds',
+  'labelled_text',
   'make_examples',
   'multi_digits',
   'multi_mnist',

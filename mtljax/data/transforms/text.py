@@ -109,14 +109,25 @@ class Words(Symbols):
 
   Attributes:
     pattern: regular expression of a word.
+    ngrams: the most words in a row that have an id of their own.
   """
 
   pattern: str = WORD
+  ngrams: int = 1
   kind: ClassVar[str] = 'words'
   joint: ClassVar[str] = ' '
 
   def _parts(self, sentence):
-    return [found.group() for found in re.finditer(self.pattern, sentence)]
+    found = [found.group() for found in re.finditer(self.pattern, sentence)]
+    rows = (found[i : i + n] for n in range(2, self.ngrams + 1) for i in range(len(found) - n + 1))
+    return found + [self.joint.join(row) for row in rows]
+
+  def _ids(self, sentence):
+    parts = self._parts(sentence.lower() if self.lower else sentence)
+    return [self._known.get(part, UNK) for part in parts if part in self._known or self.joint not in part]
+
+  def _text(self, ids):
+    return super()._text(i for i in ids if self.joint not in (*SPECIAL, *self.symbols)[i])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +175,7 @@ def words(
   sentences: Iterable[str],
   *,
   pattern: str = WORD,
+  ngrams: int = 1,
   lower: bool = True,
   min_count: int = 1,
   max_size: int | None = None,
@@ -177,6 +189,8 @@ def words(
   Args:
     sentences: to count words in.
     pattern: regular expression of a word; `BLANKS` for text whose words stand between blanks.
+    ngrams: up to so many words in a row have an id too (bags of n-grams), behind those of the words; unknown ones are
+      left out, and `decode` gives the words.
     lower: whether text is lower-cased.
     min_count: how often a word must occur; rarer ones are unknown.
     max_size: most ids, the four special ones included; the most frequent words stay, ties in alphabetical order.
@@ -188,7 +202,8 @@ def words(
     re.compile(pattern)
   except (re.error, TypeError) as error:
     raise InputError(f'words: pattern is {pattern!r}, expected a regular expression: {error}.') from error
-  return _counted(Words((), lower, pattern), sentences, min_count, max_size)
+  _check_count('words', 'ngrams', ngrams, 1)
+  return _counted(Words((), lower, pattern, ngrams), sentences, min_count, max_size)
 
 
 def characters(
@@ -204,9 +219,9 @@ def characters(
 
 
 def _counted(empty: Symbols, sentences, min_count, max_size):
-  for name, value, least in (('min_count', min_count, 1), ('max_size', max_size, len(SPECIAL) + 1)):
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-      raise InputError(f'{empty.kind}: {name} is {value!r}, expected a whole number of at least {least}.')
+  _check_count(empty.kind, 'min_count', min_count, 1)
+  if max_size is not None:
+    _check_count(empty.kind, 'max_size', max_size, len(SPECIAL) + 1)
   counts = collections.Counter()
   for sentence in _checked(empty.kind, sentences):
     counts.update(empty._parts(sentence.lower() if empty.lower else sentence))
@@ -315,6 +330,11 @@ def pad(
     row = row[:length]
     x[place, : len(row)], mask[place, : len(row)] = row, True
   return {'x': x, 'mask': mask}
+
+
+def _check_count(kind: str, name: str, value, least: int) -> None:
+  if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    raise InputError(f'{kind}: {name} is {value!r}, expected a whole number of at least {least}.')
 
 
 def _checked(kind: str, sentences: Iterable[str]):

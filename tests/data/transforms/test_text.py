@@ -49,6 +49,15 @@ def test_frequent_words_stay():
   assert text.words(sentences, max_size=6).size == 6
 
 
+def test_words_in_a_row():
+  tokenizer = text.words(['not very good', 'very good indeed', 'not bad'], ngrams=2, min_count=2)
+  assert tokenizer.symbols == ('good', 'not', 'very', 'very good')
+  assert tokenizer.encode('bad , very good .') == [3, 3, 6, 4, 3, 7]  # 'bad ,' and the like are no ids
+  assert tokenizer.decode(tokenizer.encode('not very good')) == 'not very good'
+  assert text.from_json(tokenizer.to_json()) == tokenizer
+  assert 'not very good' in text.words(['not very good'], ngrams=3).symbols
+
+
 def test_case_and_patterns():
   assert text.words(["Don't stop"], pattern=text.BLANKS, lower=False).symbols == ("Don't", 'stop')
   assert set(text.words(["Don't stop"]).symbols) == {'don', "'", 't', 'stop'}
@@ -84,6 +93,7 @@ def test_padding():
     (lambda: text.words([]), 'words: found no symbol'),
     (lambda: text.words(['a'], min_count=2), 'occurs 2 times'),
     (lambda: text.words(['a'], pattern='('), 'words: pattern is'),
+    (lambda: text.words(['a'], ngrams=0), 'words: ngrams is 0, expected a whole number of at least 1'),
     (lambda: text.words(['a'], max_size=4), 'max_size is 4, expected a whole number of at least 5'),
     (lambda: text.characters(['a'], min_count=0), 'characters: min_count is 0'),
     (lambda: text.bpe([' '], 20), 'bpe: found no sentence'),
