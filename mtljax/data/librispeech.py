@@ -44,6 +44,7 @@ def load(
   transcripts = sorted(folder.rglob('*.trans.txt'))
   if not transcripts:
     raise InputError(f'{folder}: found no *.trans.txt below it, expected SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt.')
+  together = Reading(folder, on_bad)  # a chapter may lose all it has
   paths, columns = [], {'id': [], 'text': [], 'speaker': [], 'chapter': []}
   for transcript in transcripts:
     reading = Reading(transcript, on_bad)
@@ -61,7 +62,9 @@ def load(
         chapter = transcript.parent
         for column, value in zip(columns.values(), (name, text.strip(), chapter.parent.name, chapter.name)):
           column.append(value)
-    reading.close()
+    together.count += reading.count
+    together.skipped += [f'{transcript.relative_to(folder)}, {what}' for what in reading.skipped]
+  together.close()
   found = audio.read_files(paths, columns, rate=rate, on_bad=on_bad)
   if max_seconds is None:
     return found

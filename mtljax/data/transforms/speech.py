@@ -57,8 +57,10 @@ def log_mel(
   size, step = _frame('log_mel', rate, window, hop)
   bins = 2 ** math.ceil(math.log2(size))
   bank = mel_filters(rate, bins, mels, low, rate / 2 if high is None else high, htk)
-  power = xp.abs(xp.fft.rfft(frames(audio, bins, step) * hann(size, bins).astype(audio.dtype))) ** 2
-  return xp.log(xp.maximum(power @ bank.astype(audio.dtype), floor)).astype(audio.dtype)
+  taper = hann(size, bins).astype(audio.dtype).reshape((1,) * audio.ndim + (-1,))
+  power = xp.abs(xp.fft.rfft(frames(audio, bins, step) * taper)) ** 2
+  with jax.default_matmul_precision('highest'):
+    return xp.log(xp.maximum(power @ bank.astype(audio.dtype), floor)).astype(audio.dtype)
 
 
 def mfcc(audio: Array, rate: float, *, coefficients: int = 13, mels: int = 40, **options: Any) -> Array:
@@ -79,7 +81,8 @@ def mfcc(audio: Array, rate: float, *, coefficients: int = 13, mels: int = 40, *
   decibels = log_mel(audio, rate, mels=mels, **options) * (10 / math.log(10))
   order, places = np.arange(coefficients), np.arange(mels)[:, None] + 0.5
   dct = np.cos(np.pi * places * order / mels) * np.where(order, math.sqrt(2 / mels), math.sqrt(1 / mels))
-  return decibels @ dct.astype(decibels.dtype)
+  with jax.default_matmul_precision('highest'):
+    return decibels @ dct.astype(decibels.dtype)
 
 
 def standardise(x: Array, *, epsilon: float = 1e-3) -> Array:
