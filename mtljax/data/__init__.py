@@ -1,6 +1,16 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
-from mtljax.data import labelled_text, multi_digits, multi_mnist, parallel_text, related_tasks, schedules
+from mtljax.data import (
+  camvid,
+  celeba,
+  labelled_text,
+  multi_digits,
+  multi_mnist,
+  parallel_text,
+  related_tasks,
+  scenes,
+  schedules,
+)
 from mtljax.data.batching import Batches, eval_batches, select_tasks
 from mtljax.data.buckets import Buckets, quantiles
 from mtljax.data.sources import from_tfds, make_examples, npz, split
@@ -8,6 +18,8 @@ from mtljax.data.sources import from_tfds, make_examples, npz, split
 __all__ = [
   'Batches',
   'Buckets',
+  'camvid',
+  'celeba',
   'eval_batches',
   'from_tfds',
   'labelled_text',
@@ -18,6 +30,7 @@ __all__ = [
   'parallel_text',
   'quantiles',
   'related_tasks',
+  'scenes',
   'schedules',
   'select_tasks',
   'split',

@@ -186,7 +186,8 @@ def random_scale(low: float = 1.0, high: float = 1.5) -> Step:
   """Enlarges a window of every example to the old size: the window is smaller by a factor drawn from low..high.
 
   Images are interpolated linearly, maps take the nearest pixel. Depth is divided by the factor, inverse depth
-  multiplied: the camera has come nearer. The papers' NYUv2 recipe draws from 1, 1.2 and 1.5 (Liu, Johns & Davison 2019, MTAN,
+  multiplied: the camera has come nearer. The papers' NYUv2 recipe draws from 1, 1.2 and 1.5 (Liu, Johns & Davison,
+  End-to-End Multi-Task Learning with Attention (MTAN, CVPR 2019),
   https://arxiv.org/abs/1803.10704).
   """
   _check('random_scale', 'low', low, 1, high)
