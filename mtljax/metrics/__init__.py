@@ -8,6 +8,7 @@ variance of labels as a difference of large numbers.
 
 from mtljax.metrics._averages import accuracy, binary_accuracy, mae, mse, r2, rmse
 from mtljax.metrics._comparison import confidence_interval, delta_m, directions, mean_rank
+from mtljax.metrics._dense import boundary_f1, mean_angle, median_angle, relative_error, within_angle
 from mtljax.metrics._rescaled import rescaled
 from mtljax.metrics._segmentation import mean_iou
 from mtljax.metrics._spans import span_f1, token_f1
@@ -19,6 +20,7 @@ __all__ = [
   'auc',
   'binary_accuracy',
   'bleu',
+  'boundary_f1',
   'cer',
   'chrf',
   'confidence_interval',
@@ -26,15 +28,19 @@ __all__ = [
   'directions',
   'f1',
   'mae',
+  'mean_angle',
   'mean_iou',
   'mean_rank',
+  'median_angle',
   'mse',
   'precision',
   'r2',
   'recall',
+  'relative_error',
   'rescaled',
   'rmse',
   'span_f1',
   'token_f1',
   'wer',
+  'within_angle',
 ]
