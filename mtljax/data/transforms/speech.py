@@ -94,6 +94,19 @@ def standardise(x: Array, *, epsilon: float = 1e-3) -> Array:
   return (x - x.mean(axis=-2, keepdims=True)) / (x.std(axis=-2, keepdims=True) + epsilon)
 
 
+def stretch(x: Array, frames: int) -> Array:
+  """Features of any length as `frames` of them, interpolated linearly: f[..., L, F] -> f[..., frames, F].
+
+  >>> stretch(np.array([[0.0], [1.0], [2.0]]), 5).ravel().tolist()
+  [0.0, 0.5, 1.0, 1.5, 2.0]
+  """
+  _count('stretch', frames=frames)
+  places = np.linspace(0, x.shape[-2] - 1, frames)
+  left = np.minimum(places.astype(int), max(0, x.shape[-2] - 2))
+  share = (places - left).astype(x.dtype).reshape((1,) * (x.ndim - 2) + (-1, 1))
+  return (1 - share) * x[..., left, :] + share * x[..., np.minimum(left + 1, x.shape[-2] - 1), :]
+
+
 def augment(*steps: Step, tasks: Iterable[str] | None = None) -> Callable[[Array, Batch], Batch]:
   """The steps one after another, as a function `(key, batch) -> batch` for `data.Batches(transform=...)`.
 

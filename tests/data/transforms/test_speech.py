@@ -72,6 +72,19 @@ def test_standardise():
   assert not speech.standardise(np.ones((3, 1))).any()
 
 
+def test_stretch():
+  x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+  for frames in (1, 4, 7, 20):
+    found = speech.stretch(x, frames)
+    assert found.dtype == np.float32
+    for column, values in zip(found.T, x.T):
+      np.testing.assert_allclose(column, np.interp(np.linspace(0, 6, frames), np.arange(7), values), atol=1e-6)
+  np.testing.assert_allclose(
+    jax.jit(lambda x: speech.stretch(x, 4))(jnp.stack([x, x]))[1], speech.stretch(x, 4), atol=1e-6
+  )
+  assert np.array_equal(speech.stretch(x[:1], 3), x[[0, 0, 0]])
+
+
 @pytest.mark.parametrize('below', [20.0, 40.0])
 def test_trim_silence_is_librosas(librosa, below):
   draw = np.random.default_rng(1)
