@@ -1,15 +1,21 @@
 """Data: arrays from files, batches as a function of (seed, step)."""
 
 from mtljax.data import (
+  audio,
   camvid,
   celeba,
+  clips,
   labelled_text,
+  librispeech,
   multi_digits,
   multi_mnist,
   parallel_text,
   related_tasks,
   scenes,
   schedules,
+  spectrograms,
+  spoken_digits,
+  yesno,
 )
 from mtljax.data.batching import Batches, eval_batches, select_tasks
 from mtljax.data.buckets import Buckets, quantiles
@@ -18,11 +24,14 @@ from mtljax.data.sources import from_tfds, make_examples, npz, split
 __all__ = [
   'Batches',
   'Buckets',
+  'audio',
   'camvid',
   'celeba',
+  'clips',
   'eval_batches',
   'from_tfds',
   'labelled_text',
+  'librispeech',
   'make_examples',
   'multi_digits',
   'multi_mnist',
@@ -33,5 +42,8 @@ __all__ = [
   'scenes',
   'schedules',
   'select_tasks',
+  'spectrograms',
   'split',
+  'spoken_digits',
+  'yesno',
 ]
