@@ -137,10 +137,9 @@ def _angles(metric: str, outputs: Array, labels: Array, mask: Array | None) -> t
   mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
   outputs, labels = (jnp.where(mask[..., None], x, 0) for x in (outputs, labels))
   u, v = _unit(outputs), _unit(labels)
-  # Exact for small angles, where the arc cosine of a dot product is not.
+  # Exact for small angles, where the arc cosine of a dot product is not; 90 degrees where u is 0.
   angles = 2 * jnp.arctan2(_length(u - v), _length(u + v))[..., 0]
-  empty = (outputs == 0).all(-1)
-  return jnp.rad2deg(jnp.where(empty, jnp.pi / 2, angles)), mask & (labels != 0).any(-1)
+  return jnp.rad2deg(angles), mask & (labels != 0).any(-1)
 
 
 def _length(x: Array) -> Array:
