@@ -218,8 +218,8 @@ def subset(experiment: Experiment, names: Sequence[str]) -> Experiment:
     model=experiment.model._replace(penalties=stays(experiment.model.penalties)),
     tasks=tuple(task for task in experiment.tasks if task.name in names),
     train=experiment.train.select(names),
-    val=[data.select_tasks(batch, names) for batch in experiment.val],
-    test=[data.select_tasks(batch, names) for batch in experiment.test],
+    val=data.select_batches(experiment.val, names),
+    test=data.select_batches(experiment.test, names),
     penalties=stays(experiment.penalties),
   )
 

@@ -7,6 +7,7 @@ from mtljax.data import (
   clips,
   labelled_text,
   librispeech,
+  molecules,
   multi_digits,
   multi_mnist,
   parallel_text,
@@ -16,15 +17,19 @@ from mtljax.data import (
   schedules,
   spectrograms,
   spoken_digits,
+  tables,
   yesno,
 )
-from mtljax.data.batching import Batches, eval_batches, select_tasks
+from mtljax.data.batching import Batches, eval_batches, select_batches, select_tasks
 from mtljax.data.buckets import Buckets, quantiles
 from mtljax.data.sources import from_tfds, make_examples, npz, split
+from mtljax.data.streaming import EvalStream, Stream
 
 __all__ = [
   'Batches',
   'Buckets',
+  'EvalStream',
+  'Stream',
   'audio',
   'camvid',
   'celeba',
@@ -34,6 +39,7 @@ __all__ = [
   'labelled_text',
   'librispeech',
   'make_examples',
+  'molecules',
   'multi_digits',
   'multi_mnist',
   'npz',
@@ -43,9 +49,11 @@ __all__ = [
   'related_tasks',
   'scenes',
   'schedules',
+  'select_batches',
   'select_tasks',
   'spectrograms',
   'split',
   'spoken_digits',
+  'tables',
   'yesno',
 ]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from mtljax.arrays import check_names, expand_to, path_label
 from mtljax.base import Batch, InputError, PyTree
 from mtljax.data.buckets import Buckets
+from mtljax.data.order import Order, check_batch_size
 from mtljax.data.schedules import Schedule
 
 KEYS = ('inputs', 'labels', 'mask')  # of examples, as of a batch
@@ -71,35 +71,20 @@ class Batches:
   buckets: Buckets | Mapping[str, Buckets] | None = None
 
   def __post_init__(self):
-    _check_batch_size(self.batch_size)
-    for name, count in self._counts.items():
-      if count < self.batch_size:
-        of = f' of task {name!r}' if name else ''
-        raise InputError(f'batch_size: found {self.batch_size}, expected at most {count}, the number of examples{of}.')
     if self.transform is not None and not callable(self.transform):
       raise InputError(f'transform: found {self.transform!r}, expected a function (key, batch) -> batch.')
-    if self.schedule is not None and '' in self._counts:
-      raise InputError('schedule: found one for a single input, expected examples {task: {...}}.')
-    check_names('buckets', self._buckets, self._counts, all_of=False)
-    for name, part in self._buckets.items():
-      if len(part.lengths) != self._counts[name]:
-        of = f' of task {name!r}' if name else ''
-        raise InputError(f'buckets{of}: found {len(part.lengths)} lengths, expected {self._counts[name]}, as examples.')
+    order = Order(count_examples(self.examples), self.batch_size, self.shuffle, self.schedule, self._buckets)
+    object.__setattr__(self, '_order', order)
     object.__setattr__(self, 'examples', jax.tree.map(jnp.asarray, self.examples))
+
+  @property
+  def _buckets(self):
+    return self.buckets if isinstance(self.buckets, Mapping) else {'': self.buckets} if self.buckets else {}
 
   @property
   def steps_per_epoch(self) -> int:
     """Whole batches in an epoch; multi-input: of the task with the most examples, with a schedule of all tasks."""
-    whole = [sum(len(rows) // self.batch_size for _, rows in self._groups(name)) for name in self._counts]
-    return max(whole) if self.schedule is None else sum(whole)
-
-  @functools.cached_property
-  def _counts(self):
-    return count_examples(self.examples)
-
-  @functools.cached_property
-  def _buckets(self):
-    return dict(self.buckets) if isinstance(self.buckets, Mapping) else {'': self.buckets} if self.buckets else {}
+    return self._order.steps_per_epoch
 
   def draw(self, seed: int, step: int) -> Draw:
     """What a step sees; numpy, the same on every machine.
@@ -107,38 +92,13 @@ class Batches:
     Raises:
       InputError: a negative seed.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-      raise InputError(f'seed: found {seed!r}, expected a whole number >= 0.')
-    seed, step = int(seed), int(step)
-    turns = {name: step for name in self._counts}
-    if self.schedule is not None:
-      turns = dict([self.schedule.turn(self._counts, step)])
-    rows, places = {}, {}
-    for name, turn in turns.items():
-      rows[name], length = self._rows(seed, turn, name)
-      if length is not None:
-        places[name] = np.arange(length, dtype=np.int32)
-    return Draw(rows[''] if '' in rows else rows, np.array([seed % 2**32, step], np.uint32), places)
+    rows, lengths = self._order.rows(seed, step)
+    places = {name: np.arange(length, dtype=np.int32) for name, length in lengths.items()}
+    return Draw(rows, stamp(seed, step), places)
 
   def indices(self, seed: int, step: int) -> PyTree:
     """Which examples a step sees: int32[B], or {task: int32[B]} for multi-input."""
     return self.draw(seed, step).rows
-
-  def _groups(self, name) -> list[tuple[int | None, np.ndarray]]:
-    """[(length of the batches, rows)] of a task: one without a length where there are no buckets."""
-    return _grouped(self._buckets.get(name), self._counts[name], self.batch_size)
-
-  def _rows(self, seed, turn, name):
-    groups = self._groups(name)
-    whole = [len(rows) // self.batch_size for _, rows in groups]
-    epoch, place = divmod(turn, sum(whole))
-    group, place = _place(tuple(whole), epoch, place, name) if len(groups) > 1 else (0, place)
-    length, rows = groups[group]
-    where = slice(place * self.batch_size, (place + 1) * self.batch_size)
-    if not self.shuffle:
-      return rows[where], length
-    order = _permutation(seed, epoch, f'{name}/{group}' if len(groups) > 1 else name, len(rows))[where]
-    return (order if length is None else rows[order]), length
 
   @staticmethod
   def take(examples: PyTree, indices: PyTree) -> Batch:
@@ -157,14 +117,11 @@ class Batches:
     for name, places in draw.places.items():
       part = self._buckets[name].cut(batch[name] if name else batch, places.shape[-1])
       batch = {**batch, name: part} if name else part
-    if self.transform is not None:
-      batch = self.transform(jax.random.fold_in(jax.random.key(draw.at[0]), draw.at[1]), batch)
-    return batch
+    return transformed(self.transform, batch, draw.at)
 
   def example(self) -> Batch:
     """A batch of all tasks, for shapes: the first examples, of full length."""
-    rows = {name: np.arange(self.batch_size, dtype=np.int32) for name in self._counts}
-    return self._gather(self.examples, Draw(rows.get('', rows), np.zeros(2, np.uint32), {}))
+    return self._gather(self.examples, Draw(self._order.first(), stamp(0, 0), {}))
 
   def select(self, names: Iterable[str]) -> 'Batches':
     """The batches of some of the tasks."""
@@ -183,25 +140,16 @@ class Batches:
     return jax.jit(self.gather)
 
 
-@functools.lru_cache(maxsize=32)  # some seeds times some tasks
-def _permutation(seed: int, epoch: int, name: str, count: int) -> np.ndarray:
-  task = (zlib.crc32(name.encode()),) if name else ()  # tasks of one length go through different orders
-  order = np.random.default_rng((seed, epoch, *task)).permutation(count).astype(np.int32)
-  order.flags.writeable = False
-  return order
+def stamp(seed: int, step: int) -> np.ndarray:
+  """`Draw.at` of a step."""
+  return np.array([int(seed) % 2**32, int(step)], np.uint32)
 
 
-@functools.lru_cache(maxsize=64)
-def _grouped(buckets: Buckets | None, count: int, batch_size: int) -> list[tuple[int | None, np.ndarray]]:
-  if buckets is None:
-    return [(None, np.arange(count, dtype=np.int32))]
-  return buckets.of_size(batch_size)
-
-
-def _place(whole: tuple[int, ...], epoch: int, place: int, name: str) -> tuple[int, int]:
-  """Group of a batch of the epoch, and which of the group's batches it is; the groups come in random order."""
-  order = np.repeat(np.arange(len(whole)), whole)[_permutation(0, epoch, f'{name}/', sum(whole))]
-  return int(order[place]), int((order[:place] == order[place]).sum())
+def transformed(transform: Callable | None, batch: Batch, at: jax.Array) -> Batch:
+  """The batch as a transform makes it, with the key of (seed, step)."""
+  if transform is None:
+    return batch
+  return transform(jax.random.fold_in(jax.random.key(at[0]), at[1]), batch)
 
 
 def eval_batches(examples: PyTree, batch_size: int) -> list[Batch]:
@@ -218,7 +166,7 @@ def eval_batches(examples: PyTree, batch_size: int) -> list[Batch]:
   Raises:
     InputError: as `Batches`.
   """
-  _check_batch_size(batch_size)
+  check_batch_size(batch_size)
   counts = count_examples(examples)
   examples = jax.tree.map(jnp.asarray, examples)
   number = -(-max(counts.values()) // batch_size)
@@ -265,6 +213,13 @@ def select_tasks(examples: PyTree, names: Iterable[str]) -> PyTree:
     return {**examples, **kept}
   check_names('select_tasks names', names, set(examples) - {'outer'}, all_of=False)
   return {task: part for task, part in examples.items() if task in names or task == 'outer'}
+
+
+def select_batches(batches: Sequence[Batch], names: Iterable[str]) -> Sequence[Batch]:
+  """Evaluation batches of some of the tasks only; what is read from disk stays there."""
+  if hasattr(batches, 'select'):
+    return batches.select(names)
+  return [select_tasks(batch, names) for batch in batches]
 
 
 def is_single_input(examples: PyTree) -> bool:
@@ -316,8 +271,3 @@ def _count(where: str, examples: Mapping, masks: Mapping) -> int:
       task = f'[{name!r}]' if name else ''
       raise InputError(f"{where}['mask']{task}: found dtype {mask.dtype}, expected bool.")
   return count
-
-
-def _check_batch_size(batch_size) -> None:
-  if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-    raise InputError(f'batch_size: found {batch_size!r}, expected a whole number of at least 1.')

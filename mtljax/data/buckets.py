@@ -82,4 +82,5 @@ def quantiles(lengths: np.ndarray, count: int = 4) -> tuple[int, ...]:
   """
   if isinstance(count, bool) or not isinstance(count, int) or count < 1:
     raise InputError(f'buckets.quantiles: count is {count!r}, expected a positive whole number.')
-  return tuple(sorted({int(n) for n in np.quantile(lengths, np.arange(1, count + 1) / count, method='inverted_cdf')} - {0}))
+  bounds = np.quantile(lengths, np.arange(1, count + 1) / count, method='inverted_cdf')
+  return tuple(sorted({int(n) for n in bounds} - {0}))

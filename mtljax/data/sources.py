@@ -100,7 +100,7 @@ def from_tfds(builder, split: str) -> dict[str, Any]:
     raise InputError(f'{where}: cannot be read, expected a prepared builder and one of {found}: {error}') from error
   if not len(source):
     raise InputError(f'{where}: found no example, expected at least one.')
-  return _stack(where, source.__getitems__(list(range(len(source)))))
+  return stack(where, source.__getitems__(list(range(len(source)))))
 
 
 def split(examples: PyTree, fractions: Mapping[str, float], seed: int = 0) -> dict[str, PyTree]:
@@ -160,9 +160,14 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     raise InputError(f'{path}: {what} cannot be read, expected numeric arrays of an npz file: {error}') from error
 
 
-def _stack(where: str, rows: list) -> Any:
+def stack(where: str, rows: list) -> Any:
+  """One array [N, ...] of N rows, leaf by leaf of dicts; text becomes an array of objects.
+
+  Raises:
+    InputError: rows of different shapes.
+  """
   if isinstance(rows[0], Mapping):
-    return {key: _stack(f'{where}[{key!r}]', [row[key] for row in rows]) for key in rows[0]}
+    return {key: stack(f'{where}[{key!r}]', [row[key] for row in rows]) for key in rows[0]}
   if isinstance(rows[0], bytes | str):
     column = np.empty(len(rows), object)  # a fixed-width array would strip trailing zeros
     column[:] = rows
