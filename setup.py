@@ -35,6 +35,12 @@ setup(
     'tyro>=1.0',
     'tqdm>=4.70',
     'matplotlib>=3.11',
+    'pillow>=12.0',
+    'soundfile>=0.14',
+    'soxr>=1.0',
+    'sentencepiece>=0.2.1',
+    'jiwer>=4.0',
+    'sacrebleu>=2.6',
   ],
   extras_require={
     'test': [
@@ -42,6 +48,8 @@ setup(
       'pytest-xdist>=3.6',
       'chex>=0.1.90',
       'scipy>=1.13',
+      'librosa>=0.11',
+      'scikit-image>=0.26',
       'ipython>=8.20',
       'nbformat>=5.10',
       'ruff>=0.8',
