@@ -55,23 +55,55 @@ def softmax_cross_entropy(outputs: Array, labels: Array, *, label_smoothing: flo
   return optax.losses.softmax_cross_entropy(outputs, target)
 
 
-def sigmoid_cross_entropy(outputs: Array, labels: Array) -> Array:
-  """-labels * log sigmoid(outputs) - (1 - labels) * log sigmoid(-outputs): one yes or no each (several labels at once).
+def sigmoid_cross_entropy(outputs: Array, labels: Array, *, pos_weight: Array | float | None = None) -> Array:
+  """-w labels * log sigmoid(outputs) - (1 - labels) * log sigmoid(-outputs): one yes or no each (several at once).
 
-  >>> print(sigmoid_cross_entropy(jnp.zeros((1, 2)), jnp.array([[1, 0]])).round(4))
-  [[0.6931 0.6931]]
+  >>> print(sigmoid_cross_entropy(jnp.zeros((1, 2)), jnp.array([[1, 0]]), pos_weight=2.0).round(4))
+  [[1.3863 0.6931]]
 
   Args:
     outputs: logits f[B, ...].
     labels: 0/1, bool or probabilities, of the outputs' shape.
+    pos_weight: w of the positives, a number or one for each label f[outputs.shape[-1]]; negatives / positives lets both
+      weigh the same (`data.tables.positive_weights`). None weights both 1.
+
+  Returns:
+    f[B, ...], of the outputs' shape.
+
+  Raises:
+    InputError: labels or weights of another shape.
+  """
+  outputs, labels = _alike('sigmoid_cross_entropy', outputs, labels)
+  losses = optax.losses.sigmoid_binary_cross_entropy(outputs, labels)
+  if pos_weight is None:
+    return losses
+  weight = jnp.asarray(pos_weight, outputs.dtype)
+  if weight.ndim and (outputs.ndim < 2 or weight.shape != outputs.shape[-1:]):
+    expected = 'a number' + (f' or one for each label [{outputs.shape[-1]}]' if outputs.ndim > 1 else '')
+    raise InputError(f'sigmoid_cross_entropy: pos_weight has shape {weight.shape}, expected {expected}.')
+  return losses + (jnp.broadcast_to(weight, outputs.shape) - 1) * labels * jax.nn.softplus(-outputs)
+
+
+def hinge(outputs: Array, labels: Array) -> Array:
+  """max(0, 1 - y * outputs), y = 1 for a label of 1 and -1 for 0: the loss of support vector machines.
+
+  >>> print(hinge(jnp.array([2.0, 0.5, 0.5]), jnp.array([1, 1, 0])))
+  [0.  0.5 1.5]
+
+  Args:
+    outputs: f[B, ...].
+    labels: 0/1 or bool, of the outputs' shape.
 
   Returns:
     f[B, ...], of the outputs' shape.
 
   Raises:
     InputError: labels of another shape.
+
+  Reference: Cortes & Vapnik, Support-Vector Networks (1995), https://doi.org/10.1007/BF00994018.
   """
-  return optax.losses.sigmoid_binary_cross_entropy(*_alike('sigmoid_cross_entropy', outputs, labels))
+  outputs, labels = _alike('hinge', outputs, labels)
+  return optax.losses.hinge_loss(outputs, 2 * labels - 1)
 
 
 def sigmoid_focal(outputs: Array, labels: Array, *, alpha: float | None = None, gamma: float = 2.0) -> Array:

@@ -19,6 +19,7 @@ REAL = RANDOM.normal(size=OUTPUTS.shape).astype(np.float32)
 ALIKE = {
   'sigmoid_cross_entropy': (losses.sigmoid_cross_entropy, BINARY),
   'sigmoid_focal': (losses.sigmoid_focal, BINARY),
+  'hinge': (losses.hinge, BINARY),
   'squared_error': (losses.squared_error, REAL),
   'l1': (losses.l1, REAL),
   'huber': (losses.huber, REAL),
@@ -61,6 +62,29 @@ def test_binary_losses():
   loss = jax.jit(losses.sigmoid_focal)
   np.testing.assert_allclose(loss(OUTPUTS, BINARY, alpha=0.3), focal, rtol=1e-4, atol=1e-7)
   np.testing.assert_allclose(loss(OUTPUTS, BINARY, alpha=0.5, gamma=0.0), entropy / 2, rtol=1e-5)
+
+
+def test_weight_of_the_positives():
+  p = scipy.special.expit(OUTPUTS.astype(float))
+  weight = np.array([0.5, 1.0, 2.0, 7.0, 30.0])
+  expected = -np.where(BINARY, weight * np.log(p), np.log1p(-p))
+  found = jax.jit(losses.sigmoid_cross_entropy)(OUTPUTS, BINARY, pos_weight=weight)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  expected = -(3 * p * np.log(p) + (1 - p) * np.log1p(-p))  # of probabilities, as of 0 and 1
+  np.testing.assert_allclose(losses.sigmoid_cross_entropy(OUTPUTS, p, pos_weight=3), expected, rtol=1e-4)
+  far = losses.sigmoid_cross_entropy(np.array([-200.0, 200.0], np.float32), np.array([1, 1]), pos_weight=2.0)
+  np.testing.assert_allclose(far, [400, 0])
+  for outputs, weight in ((OUTPUTS, np.ones(3)), (OUTPUTS, np.ones((3, 5))), (OUTPUTS[:, 0, 0], np.ones(4))):
+    with pytest.raises(InputError, match='sigmoid_cross_entropy: pos_weight has shape'):
+      losses.sigmoid_cross_entropy(outputs, np.zeros(outputs.shape), pos_weight=weight)
+
+
+def test_hinge():
+  expected = np.maximum(0, np.where(BINARY, 1 - OUTPUTS, 1 + OUTPUTS))
+  np.testing.assert_allclose(losses.hinge(OUTPUTS, BINARY), expected, rtol=1e-6)
+  np.testing.assert_allclose(losses.hinge(OUTPUTS, BINARY.astype(bool)), expected, rtol=1e-6)
+  slopes = jax.grad(lambda x: losses.hinge(x, np.array([1, 1, 0])).sum())(np.array([0.5, 1.5, 0.5], np.float32))
+  assert slopes.tolist() == [-1, 0, 1]
 
 
 def test_regression_losses():
