@@ -92,6 +92,7 @@ def by_group(
   label: str | _encode.Label,
   inputs: Sequence[str] | None = None,
   *,
+  each: bool = False,
   unseen: Literal['error', 'zeros'] = 'error',
 ) -> Encoded:
   """A task for every value of a column: many small problems of one kind (pupils of schools, patients of hospitals).
@@ -107,12 +108,14 @@ def by_group(
   Args:
     parts: {'train': table, ...}.
     group: column of the task; a task is called by its value, whole numbers without a point.
-    label: `number`, `classes` or `yes_no` of a column, or a column; fitted once, on the training rows of all tasks.
-    inputs: columns; None takes all but `group` and the label.
+    label: `number`, `classes` or `yes_no` of a column, or a column.
+    inputs: columns; None takes all but `group` and the label. They are fitted on the training rows of all tasks.
+    each: whether the label is fitted on every task's training rows by themselves (numbers of different scale, classes
+      of their own), or once on those of all tasks.
     unseen: as for `encode`.
 
   Returns:
-    `Encoded`, all tasks with one `Target`.
+    `Encoded`; all tasks have one `Target` unless `each`.
 
   Raises:
     InputError: as `encode`; a row without a group, a group without any labelled training row.
@@ -123,7 +126,7 @@ def by_group(
   pooled = encode(parts, {column: label}, inputs, unseen=unseen)
   places = {value: place for place, value in enumerate(train.values(group))}
   names = [f'{value:g}' if isinstance(value, float) else str(value) for value in places]
-  splits = {}
+  targets, splits = dict.fromkeys(names, pooled.targets[column]), {}
   for name, part in parts.items():
     part.values(group)  # none is missing
     codes = _encode.find(part, group, list(places), 'error', 'in the training part')
@@ -136,9 +139,18 @@ def by_group(
           row = int(np.argmax(codes == place))
           message = f'column {column!r} has no value in any training row of task {task!r} ({group!r}), expected some'
           raise InputError(f'{part.where(row)}: {message}.')
-    labels = dict.fromkeys(names, examples['labels'][column])
-    splits[name] = {'inputs': examples['inputs'], 'labels': labels, 'mask': masks}
-  return Encoded(splits, pooled.inputs, dict.fromkeys(names, pooled.targets[column]))
+    splits[name] = {'inputs': examples['inputs'], 'labels': dict.fromkeys(names, examples['labels'][column])}
+    splits[name]['mask'] = masks
+  if each:
+    for task in names:
+      rows = {name: splits[name]['mask'][task] for name in parts}
+      targets[task] = target = _fit(task, label, train.rows(rows['train']))
+      for name, part in parts.items():
+        labels = splits[name]['labels'][task].copy()
+        if rows[name].any():
+          labels[rows[name]] = _named(task, target.encode, part.rows(rows[name]))
+        splits[name]['labels'][task] = labels
+  return Encoded(splits, pooled.inputs, targets)
 
 
 def from_matrix(inputs: PyTree, y: np.ndarray, names: Sequence[str], *, source: str = 'y') -> PyTree:
