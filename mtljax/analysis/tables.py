@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from mtljax import metrics as metrics_lib
+
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table of text: the first column to the left, the others to the right, a rule below the header.
@@ -38,8 +40,14 @@ def metric_table(values: Mapping[str, Mapping[str, float]], title: str = 'task')
   return aligned([title, *names], rows)
 
 
+MOST_TASKS = 4  # with a column each
+
+
 def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: str = 'equal') -> str:
   """The table of a comparison, in the order of `rows`.
+
+  Every task has a column; of more than four, those with the same first metric have one together, the mean over them
+  (seed by seed, so that the interval is that of the mean).
 
   Args:
     rows: of `compare`.
@@ -49,7 +57,8 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
   The number of parameters is shown where it differs from row to row, baselines apart.
   """
   sizes = {row.get('parameters') for row in rows[1:]}
-  header = ['method', *(f'{task} {metric}' for task, metric in tasks.items())]
+  columns = _columns(tasks)
+  header = ['method', *columns]
   header += ['Δm [%]', 'rank', f'time/{reference}', *(['parameters'] if len(sizes) > 1 else []), 'steps', 'rate']
   text = []
   for row in rows:
@@ -58,7 +67,7 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
     text.append(
       [
         row['method'],
-        *(with_interval(row['test'][task][metric]) for task, metric in tasks.items()),
+        *(with_interval(value(row['test'])) for value in columns.values()),
         with_interval(row['delta_m'], '+.2f'),
         number(row['mean_rank'], '.2f'),
         number(row['step_time'], '.2f'),
@@ -68,6 +77,28 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
       ]
     )
   return aligned(header, text)
+
+
+def _columns(tasks: Mapping[str, str]) -> dict:
+  """{title: function of a row's test values -> {'mean', 'interval'}}."""
+  if len(tasks) <= MOST_TASKS:
+    return {f'{task} {metric}': lambda test, t=task, m=metric: test[t][m] for task, metric in tasks.items()}
+  groups = {}
+  for task, metric in tasks.items():
+    groups.setdefault(metric, []).append(task)
+  return {
+    f'{metric}, {len(group)} tasks' if len(group) > 1 else f'{group[0]} {metric}': (
+      lambda test, group=group, metric=metric: _mean(test[task][metric]['values'] for task in group)
+    )
+    for metric, group in groups.items()
+  }
+
+
+def _mean(values) -> dict[str, float]:
+  """Mean over tasks, interval over seeds, of the values [seed] of each task; NaN where one of them has none."""
+  values = [[math.nan if value is None else value for value in seeds] for seeds in values]
+  mean, interval = metrics_lib.confidence_interval([math.fsum(seed) / len(seed) for seed in zip(*values)])
+  return {'mean': mean, 'interval': interval}
 
 
 def with_interval(value: Mapping[str, float | None], spec: str = '.4f') -> str:

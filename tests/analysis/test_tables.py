@@ -30,3 +30,24 @@ def test_leaderboard():
   assert lines[0].split() == ['method', 'a', 'accuracy', 'Δm', '[%]', 'rank', 'time/equal', 'steps', 'rate']
   assert lines[2].split() == 'single-task 0.5000 ± 0.1000 +0.50 ± 0.10 – 1.00 10 0.001/0.0003'.split()
   assert lines[3].endswith('0.003') and len({len(line) for line in lines}) == 1
+
+
+def seeds(*values):
+  return {'mean': sum(values) / len(values), 'interval': 9.0, 'values': list(values)}
+
+
+def test_leaderboard_of_many_tasks_has_a_column_for_each_metric():
+  """The interval is over the seeds' means of the tasks: seeds that differ the other way round in two tasks cancel."""
+  tasks = {'a': 'auc', 'b': 'auc', 'c': 'rmse', 'd': 'auc', 'e': 'rmse', 'f': 'iou'}
+  test = {'a': {'auc': seeds(0.5, 0.7)}, 'b': {'auc': seeds(0.7, 0.5)}, 'd': {'auc': seeds(0.9, 0.9)}}
+  test |= {'c': {'rmse': seeds(1.0, 1.0)}, 'e': {'rmse': seeds(2.0, 2.0)}, 'f': {'iou': seeds(0.25, 0.25)}}
+  value = {'mean': 0.0, 'interval': None}
+  row = dict(method='equal', test=test, delta_m=value, mean_rank=1.0, step_time=1.0, steps=10, learning_rate=0.1)
+  header, _, line = leaderboard([row], tasks).splitlines()
+  assert header.split('  ')[0] == 'method' and 'auc, 3 tasks' in header
+  assert header.index('auc, 3 tasks') < header.index('rmse, 2 tasks') < header.index('f iou') < header.index('Δm')
+  assert line.split()[1:10] == '0.7000 ± 0.0000 1.5000 ± 0.0000 0.2500 ± 0.0000'.split()
+  test['a']['auc']['values'][1] = None
+  assert leaderboard([row], tasks).splitlines()[2].split()[1] == '–'
+  four = dict(list(tasks.items())[:4])
+  assert [f'{task} {metric}' in leaderboard([row], four) for task, metric in four.items()] == [True] * 4
