@@ -1,0 +1,80 @@
+r"""Tox21: twelve toxicity assays of one molecule, 17 % of the labels missing, a few percent of them positive.
+
+  mtljax train experiments/molecules.py --split random --data_dir DIR
+  mtljax compare experiments/molecules.py --balancers equal,uncertainty --seeds 3 --steps 300 --learning_rates 6e-4 \
+    --data_dir DIR
+
+Inputs are 1024 bits of a Morgan fingerprint of radius 2 and 16 descriptors of RDKit. A missing label is masked.
+
+Data: tox21.npz in `--data_dir`, or in `tox21` within it, with the arrays that `mtljax.data.molecules.load` lists.
+Labels and SMILES are MoleculeNet's (https://moleculenet.org/datasets-1), fingerprints and descriptors RDKit's.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import optax
+
+import mtljax as mtl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Recipe of the experiment.
+
+  Attributes:
+    architecture: what is shared, and how: a name of `mtljax list` or a call such as 'mmoe(num_experts=3)'.
+    split: 'scaffold' tests on molecules of other scaffolds than those of training, 'random' on any.
+    imbalance: 'weights' lets the positive and the negative labels of a task weigh the same, 'none' does not.
+    hidden: widths of the trunk.
+    dropout: rate, after every layer of the trunk.
+    weight_decay: of AdamW, for kernels of trunk and heads.
+    learning_rate: of AdamW at the start; it falls to 0 with the cosine of the step.
+    steps: how many batches are learned from.
+    batch_size: molecules per step.
+    data_dir: folder with tox21.npz, or the folder above it, called tox21.
+  """
+
+  architecture: str = 'hard'
+  split: Literal['scaffold', 'random'] = 'scaffold'
+  imbalance: Literal['none', 'weights'] = 'weights'
+  hidden: tuple[int, ...] = (1024,)
+  dropout: float = 0.5
+  weight_decay: float = 3.0
+  learning_rate: float = 6e-4
+  steps: int = 300
+  batch_size: int = 128
+  data_dir: str = '~/.cache/mtljax'
+
+
+def build(config: Config) -> mtl.Experiment:
+  """Data, tasks, model and optimiser."""
+  splits = mtl.data.molecules.tox21(config.data_dir, config.split)
+  weights = mtl.data.tables.positive_weights(splits['train'])
+  if config.imbalance not in ('none', 'weights'):
+    raise mtl.InputError(f"imbalance: found {config.imbalance!r}, expected 'none' or 'weights'.")
+  loss = mtl.losses.sigmoid_cross_entropy
+  losses = {
+    name: functools.partial(loss, pos_weight=weight) if config.imbalance == 'weights' else loss
+    for name, weight in weights.items()
+  }
+  metrics = {'auc': mtl.metrics.auc(200)}
+  tasks = tuple(mtl.Task(name, losses[name], metrics=metrics) for name in weights)
+  trunk = mtl.trunks.MLP(config.hidden, dropout=config.dropout)
+  heads = {task.name: mtl.heads.regress() for task in tasks}
+
+  def optimizer(learning_rate, names):
+    schedule = optax.cosine_decay_schedule(learning_rate, config.steps)
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    return mtl.task_optimizer(shared=adamw, tasks={name: adamw for name in names})
+
+  return mtl.Experiment(
+    name='molecules',
+    model=mtl.sharing.parse(config.architecture)(trunk, heads),
+    tasks=tasks,
+    train=mtl.data.Batches(splits['train'], config.batch_size),
+    val=mtl.data.eval_batches(splits['val'], 800),
+    test=mtl.data.eval_batches(splits['test'], 800),
+    optimizer=optimizer,
+  )

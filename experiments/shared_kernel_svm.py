@@ -1,0 +1,166 @@
+r"""Support vector machines of several tasks whose kernels share a matrix P that is learned.
+
+  mtljax train experiments/shared_kernel_svm.py --data adult --data_dir DIR
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 \
+    --learning_rates 1e-2,3e-2 --train_size 100
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 \
+    --learning_rates 1e-2,3e-2 --train_size 100 --no_learn_kernel
+
+Every task has a machine f(x) = sum_i a_i k(Px, Pz_i) + b of its own, trained by its primal objective; P maps the inputs
+of all. Single-task rows learn a P of their own. With P fixed the machines are those of scikit-learn's SVC.
+
+Data: scikit-learn's digits, which come with it: four pairs of digits are told apart, and a digit has a label in the
+task of its pair alone. Adult as for experiments/tabular.py.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mtljax as mtl
+from mtljax.base import Penalty
+from mtljax.data import lines, tables
+from mtljax.sharing.modules import Module
+
+PAIRS = ((3, 8), (4, 9), (1, 7), (5, 6))  # digits told apart, a task each
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Recipe of the experiment.
+
+  Attributes:
+    data: 'digits' (scikit-learn's, pairs of digits), or 'adult' (income, never married).
+    kernel: 'gaussian' exp(-|Px - Pz|^2) or 'linear' (Px)'(Pz).
+    rank: rows of P.
+    C: of every task's machine, the weight of its hinge losses against |w|^2 / 2.
+    train_size: training points, which are the kernel's centres, too.
+    learn_kernel: False leaves P as it is drawn: the machines of scikit-learn's SVC.
+    learning_rate: of Adam for the coefficients at the start; it falls to 0 with the cosine of the step.
+    kernel_rate: of Adam for P, as a multiple of it.
+    steps: how many steps; every one sees all training points.
+    data_dir: folder with adult.csv.gz, or the folder above it, called adult; digits need none.
+  """
+
+  data: Literal['digits', 'adult'] = 'digits'
+  kernel: Literal['gaussian', 'linear'] = 'gaussian'
+  rank: int = 16
+  C: float = 1.0
+  train_size: int = 400
+  learn_kernel: bool = True
+  learning_rate: float = 1e-2
+  kernel_rate: float = 1.0
+  steps: int = 500
+  data_dir: str = '~/.cache/mtljax'
+
+
+def gaussian(u, v):
+  """exp(-|u - v|^2): f[B, R], f[N, R] -> f[B, N]."""
+  squares = lambda x: jnp.sum(x * x, axis=1)
+  distance = squares(u)[:, None] + squares(v)[None] - 2 * jnp.dot(u, v.T, precision='highest')
+  return jnp.exp(-jnp.maximum(distance, 0))
+
+
+def linear(u, v):
+  """u'v: f[B, R], f[N, R] -> f[B, N]."""
+  return jnp.dot(u, v.T, precision='highest')
+
+
+KERNELS = {'gaussian': gaussian, 'linear': linear}
+
+
+def machines(kernel, centres, rank: int, beta: dict) -> mtl.Model:
+  """f_t(x) = sum_i a_ti k(Px, Pz_i) + b_t over centres z_i, with the penalties beta_t / 2 a_t'K a_t.
+
+  The trunk hands on the images of the inputs and those of the centres, {'x': f[B, R], 'centres': f[N, R]}: so every
+  head's centres go through the one P. P is drawn with variance 1 / (rank D): on standardised inputs |Px - Pz|^2 is then
+  2 on average, the 'scale' of scikit-learn.
+
+  Args:
+    kernel: of `KERNELS`.
+    centres: f[N, D].
+    rank: rows of P.
+    beta: {task: 1 / (C n_t)}, n_t the labels of the task; mean hinge loss plus penalty is then the objective of the
+      machine, |w|^2 / 2 + C sum_i hinge, divided by C n_t.
+  """
+  centres = jnp.asarray(centres)
+
+  def init_trunk(key, x):
+    shape = rank, x.shape[-1]
+    return {'P': jax.random.normal(key, shape) / np.sqrt(rank * x.shape[-1])}, {'centres': centres}
+
+  def apply_trunk(params, state, x, *, train, key):
+    return {'x': linear(x, params['P']), 'centres': linear(state['centres'], params['P'])}, state
+
+  def init_head(key, features):
+    return {'a': jnp.zeros(len(features['centres'])), 'b': jnp.zeros(())}
+
+  def apply_head(params, features):
+    return kernel(features['x'], features['centres']) @ params['a'] + params['b']
+
+  def norm(params, task):
+    images, a = linear(centres, params['shared']['P']), params['tasks'][task]['a']
+    return a @ (kernel(images, images) @ a) / 2
+
+  model = mtl.sharing.hard(Module(init_trunk, apply_trunk), {task: (init_head, apply_head) for task in beta})
+  penalties = tuple(Penalty(beta[task], lambda params, task=task: norm(params, task), task) for task in beta)
+  return model._replace(penalties=penalties)
+
+
+def load(config: Config) -> dict:
+  """{'train', 'val', 'test'} of examples, `train_size` of them for training, inputs standardised."""
+  if config.data == 'adult':
+    table = tables.read_csv(lines.locate(config.data_dir, 'adult.csv', 'adult'))
+    parts = table.split_by('is_test', {'train': 0, 'test': 1})
+    rows = np.random.default_rng(0).permutation(len(parts['train']))
+    parts |= {'train': parts['train'].rows(rows[: config.train_size]), 'val': parts['train'].rows(rows[-2000:])}
+    labels = {
+      'income': tables.yes_no('income-over-50k', 1),
+      'never_married': tables.yes_no('marital-status', 'Never-married'),
+    }
+    left_out = ('income-over-50k', 'marital-status', 'relationship', 'fnlwgt')
+    inputs = [name for name in parts['train'].columns if name not in left_out]
+    return tables.encode(parts, labels, inputs, unseen='zeros').splits
+  from sklearn.datasets import load_digits
+
+  x, digits = load_digits(return_X_y=True)
+  y = np.full((len(x), len(PAIRS)), np.nan, np.float32)  # a digit has a label in the task of its pair
+  for task, pair in enumerate(PAIRS):
+    y[np.isin(digits, pair), task] = digits[np.isin(digits, pair)] == pair[1]
+  rows = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(y).all(axis=1)))
+  cuts = {'train': rows[: config.train_size], 'val': rows[-800:-500], 'test': rows[-500:]}
+  scale = x[cuts['train']].std(axis=0).mean()
+  inputs = ((x - x[cuts['train']].mean(axis=0)) / scale).astype(np.float32)
+  names = [f'{a}_or_{b}' for a, b in PAIRS]
+  return {part: tables.from_matrix(inputs[cut], y[cut], names) for part, cut in cuts.items()}
+
+
+def build(config: Config) -> mtl.Experiment:
+  """Data, tasks, model and optimiser."""
+  if config.kernel not in KERNELS or config.data not in ('digits', 'adult'):
+    found = f'kernel {config.kernel!r} and data {config.data!r}'
+    raise mtl.InputError(f"found {found}, expected kernel 'gaussian' or 'linear' and data 'digits' or 'adult'.")
+  splits = load(config)
+  train, size = splits['train'], len(splits['train']['inputs'])
+  counts = {name: int(train['mask'].get(name, np.ones(size)).sum()) for name in train['labels']}
+  metrics = {'accuracy': mtl.metrics.binary_accuracy(), 'auc': mtl.metrics.auc()}
+  beta = {name: 1 / (config.C * count) for name, count in counts.items()}
+
+  def optimizer(learning_rate, names):
+    adam = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, config.steps))
+    shared = adam(config.kernel_rate * learning_rate) if config.learn_kernel else optax.set_to_zero()
+    return mtl.task_optimizer(shared=shared, tasks={name: adam(learning_rate) for name in names})
+
+  return mtl.Experiment(
+    name='shared_kernel_svm',
+    model=machines(KERNELS[config.kernel], train['inputs'], config.rank, beta),
+    tasks=tuple(mtl.Task(name, mtl.losses.hinge, metrics=metrics) for name in counts),
+    train=mtl.data.Batches(train, size),
+    val=mtl.data.eval_batches(splits['val'], 500),
+    test=mtl.data.eval_batches(splits['test'], 500),
+    optimizer=optimizer,
+  )
