@@ -18,6 +18,7 @@ from mtljax.data import (
   spectrograms,
   spoken_digits,
   tables,
+  tagged,
   yesno,
 )
 from mtljax.data.batching import Batches, eval_batches, select_batches, select_tasks
@@ -55,5 +56,6 @@ __all__ = [
   'split',
   'spoken_digits',
   'tables',
+  'tagged',
   'yesno',
 ]
