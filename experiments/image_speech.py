@@ -14,7 +14,6 @@ https://github.com/Jakobovski/free-spoken-digit-dataset: its wav files or fsdd.n
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import numpy as np
@@ -88,7 +87,7 @@ def schedule(config: Config) -> schedules.Schedule | None:
   made = {
     'all': lambda: None,
     'round_robin': schedules.round_robin,
-    'sampled': lambda: schedules.sampled(config.temperature or math.inf),
+    'sampled': lambda: schedules.sampled(config.temperature),
   }
   if config.schedule not in made:
     raise mtl.InputError(f'schedule: found {config.schedule!r}, expected one of {sorted(made)}.')
