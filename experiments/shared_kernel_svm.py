@@ -1,10 +1,18 @@
 r"""Support vector machines of several tasks whose kernels share a matrix P that is learned.
 
   mtljax train experiments/shared_kernel_svm.py --data adult --data_dir DIR
-  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 \
-    --learning_rates 1e-2,3e-2 --train_size 100
-  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 \
-    --learning_rates 1e-2,3e-2 --train_size 100 --no_learn_kernel
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 --learning_rates 3e-2 \
+    --train_size 100
+
+The second command took 57 s on two busy cores and printed (without the columns of ranks and steps)
+
+  method       3_or_8 accuracy  4_or_9 accuracy  1_or_7 accuracy  5_or_6 accuracy          Δm [%]  time/equal  rate
+  -----------  ---------------  ---------------  ---------------  ---------------  --------------  ----------  ----
+  single-task  0.6609 ± 0.1497  0.6225 ± 0.3627  0.8107 ± 0.1402  0.9771 ± 0.0000           +0.00        2.19  0.03
+  equal        0.7971 ± 0.0899  0.8652 ± 0.0527  0.9605 ± 0.0243  0.9542 ± 0.0190  +20.33 ± 25.43        1.00  0.03
+
+Seeds draw P; the data are the same for all. Machines with one P are better than with a P each (single-task) in three
+tasks and worse in the fourth; the interval of Δm is wide and holds 0.
 
 Every task has a machine f(x) = sum_i a_i k(Px, Pz_i) + b of its own, trained by its primal objective; P maps the inputs
 of all. Single-task rows learn a P of their own. With P fixed the machines are those of scikit-learn's SVC.

@@ -4,6 +4,21 @@ r"""Adult: income above 50k and never married from a census, experts and gates o
   mtljax compare experiments/tabular.py --architectures 'hard,mmoe(num_experts=3),ple' --balancers equal,uncertainty \
     --seeds 3 --steps 800 --learning_rates 1e-3,3e-3 --data_dir DIR
 
+The second command took 1 min 14 s on two cores and printed (without the columns of ranks, parameters and steps)
+
+  method                                 income auc  never_married auc        Δm [%]  time/hard, equal         rate
+  --------------------------------  ---------------  -----------------  ------------  ----------------  -----------
+  single-task                       0.8737 ± 0.0024    0.8768 ± 0.0024         +0.00              1.99  0.003/0.001
+  mmoe(num_experts=3), uncertainty  0.8751 ± 0.0017    0.8778 ± 0.0010  +0.14 ± 0.31              2.73        0.003
+  mmoe(num_experts=3), equal        0.8751 ± 0.0017    0.8777 ± 0.0009  +0.13 ± 0.30              2.64        0.003
+  hard, equal                       0.8748 ± 0.0022    0.8769 ± 0.0009  +0.07 ± 0.15              1.00        0.003
+  ple, uncertainty                  0.8730 ± 0.0009    0.8772 ± 0.0012  -0.02 ± 0.19              3.67        0.001
+  ple, equal                        0.8727 ± 0.0008    0.8770 ± 0.0012  -0.04 ± 0.20              3.61        0.001
+  hard, uncertainty                 0.8728 ± 0.0023    0.8759 ± 0.0014  -0.10 ± 0.17              1.02        0.001
+
+One-hot logistic regressions have 0.856 and 0.870. Every net is better than those, and no row differs from single-task
+nets by more than its interval of Δm: here sharing saves a net, or half the parameters, and gains or loses nothing.
+
 Inputs are the attributes but marital status and what tells it; numbers are standardised, categories one-hot.
 
 Data: Adult of the UCI repository, https://doi.org/10.24432/C5XW20, as adult.csv or adult.csv.gz in `--data_dir`, or in
