@@ -52,7 +52,7 @@ class Config:
   architecture: str = 'hard'
   schedule: Literal['all', 'round_robin', 'sampled'] = 'all'
   temperature: float = 2.0
-  features: tuple[int, ...] = (8, 16, 32)
+  features: tuple[int, ...] = (8, 32)
   hidden: int = 128
   dropout: float = 0.3
   augment: bool = True
