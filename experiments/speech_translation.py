@@ -1,12 +1,27 @@
-"""Recognition of spoken digits and translation of captions in one network: convolutions and embeddings as stems, CTC
+r"""Recognition of spoken digits and translation of captions in one network: convolutions and embeddings as stems, CTC
 and attention decoders as heads, one trunk for sequences between them.
 
   mtljax train experiments/speech_translation.py --data_dir DIR
   python experiments/speech_translation.py runs/speech_translation/equal-seed0
+  mtljax compare experiments/speech_translation.py --balancers equal,uncertainty --seeds 3 --steps 300 \
+    --learning_rates 2e-3,4e-3 --data_dir DIR
 
-The second command prints what the run of the first says of test recordings and sentences. Options make more tasks of it
-(`--languages de fr`, `--recordings digits yesno`), another trunk (`--trunk transformer`), a wider search (`--beam 4`),
-masks on the speech (`--augment`).
+The second command prints what the run of the first says of test recordings and sentences. The third took 31 min on two
+cores that other work shared (16 min of processor time) and printed
+
+  method            digits wer          de bleu          Δm [%]  rank  time/equal  steps   rate
+  -----------  ---------------  ---------------  --------------  ----  ----------  -----  -----
+  single-task  0.0473 ± 0.0172  7.7854 ± 6.0681           +0.00     –        1.01    300  0.004
+  equal        0.0539 ± 0.0170  7.4574 ± 5.1360   -9.19 ± 29.93  1.00        1.00    300  0.004
+  uncertainty  0.0556 ± 0.0066  7.2226 ± 4.6597  -12.67 ± 35.75  2.00        1.02    300  0.004
+
+One trunk for both is no gain here: the two tasks alone are better in all means, within the intervals. The best constant
+answer to the test strings, 'two two', has a WER of 0.895, which all rows are far below. Translation word for word (IBM
+model 1, 8000 pairs) has a BLEU of 6.7 on lower-cased words: 300 steps, 0.4 of an epoch, come to 7 to 8 in the mean,
+but seed 1 stays at 5 in every row, so none is above it by two standard errors.
+
+Options make more tasks of it (`--languages de fr`, `--recordings digits yesno`), another trunk (`--trunk transformer`),
+a wider search (`--beam 4`), masks on the speech (`--augment`).
 
 Data, in the folder `--data_dir` or in folders multi30k, fsdd and yesno within it:
 - Multi30k, https://github.com/multi30k/dataset, data/task1/raw: {train,val,test_2016_flickr}.{en,de,fr}.gz. Sentences
