@@ -48,7 +48,8 @@ import json, sys
 import mtljax
 import jax
 from jax._src import xla_bridge
-heavy = ('tensorflow_datasets', 'matplotlib', 'sklearn', 'orbax', 'grain', 'tyro', 'metrax')
+heavy = ('tensorflow_datasets', 'matplotlib', 'sklearn', 'orbax', 'grain', 'tyro', 'metrax', 'PIL', 'soundfile', 'soxr',
+         'sentencepiece', 'jiwer', 'sacrebleu')
 backends = list(xla_bridge._backends)
 arrays = len(jax.live_arrays()) if backends else 0
 print(json.dumps({'arrays': arrays, 'backends': backends, 'heavy': [m for m in heavy if m in sys.modules]}))
