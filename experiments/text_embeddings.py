@@ -1,0 +1,173 @@
+r"""Word embeddings by skip-gram, shared by classifiers of sentiment, subjectivity and the type of a question.
+
+  mtljax train experiments/text_embeddings.py --data_dir DIR
+  mtljax compare experiments/text_embeddings.py --balancers equal,uncertainty --seeds 3 --data_dir DIR
+
+The embeddings first learn from all training texts, without labels, which words are neighbours; then every task's
+classifier reads the mean of its text's embeddings. Single-task training has embeddings of its own for each task, from
+the same start.
+
+Data: text_cls in `--data_dir`, one row a text: the movie reviews and the subjectivity data of Pang & Lee,
+https://www.cs.cornell.edu/people/pabo/movie-review-data, and the questions of TREC,
+https://cogcomp.seas.upenn.edu/Data/QA/QC (TFDS `trec`); texts alone of customer reviews and AG's news
+(TFDS `ag_news_subset`). `mtljax.data.labelled_text.read` reads files of the same kind.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mtljax as mtl
+from mtljax.data import labelled_text
+from mtljax.data.transforms import text
+
+SETS = {'sentiment': 'mr_sentiment', 'subjectivity': 'subj_subjectivity', 'question': 'trec_question'}
+UNLABELLED = ('cr_product_sentiment', 'ag_news_topic')  # beside the tasks' own training texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Recipe of the experiment.
+
+  Attributes:
+    architecture: what is shared, and how: a name of `mtljax list` or a call such as 'mmoe(num_experts=3)'.
+    features: width of the embeddings.
+    ngrams: up to so many words in a row have an embedding.
+    min_count: how often a word, or words in a row, must occur in the training texts.
+    max_length: most words, and words in a row, of a text that are read.
+    skip_gram_steps: batches of pairs of words that the embeddings learn from before the tasks do; 0 starts at random.
+    word_dropout: share of words that a step does not see.
+    learning_rate: of Adam at the start, embeddings and classifiers; it falls to 0 with the cosine of the step.
+    steps: how many batches are learned from.
+    batch_size: texts of every task per step.
+    data_dir: folder with text_cls, or that folder.
+  """
+
+  architecture: str = 'hard'
+  features: int = 32
+  ngrams: int = 3
+  min_count: int = 2
+  max_length: int = 120
+  skip_gram_steps: int = 2000
+  word_dropout: float = 0.3
+  learning_rate: float = 1e-2
+  steps: int = 1000
+  batch_size: int = 64
+  data_dir: str = '~/.cache/mtljax'
+
+
+def pairs(sentences: list[list[int]], window: int = 5, keep: float = 1e-3, seed: int = 0):
+  """Words and their neighbours, int32[N] each, up to `window` places apart, frequent words thinned out.
+
+  A word of share p of all words stays with probability sqrt(keep / p).
+  """
+  random = np.random.default_rng(seed)
+  words = np.concatenate([np.asarray(s, np.int32) for s in sentences])
+  of = np.repeat(np.arange(len(sentences)), [len(s) for s in sentences])
+  share = np.bincount(words) / len(words)
+  stays = random.random(len(words)) < np.sqrt(keep / share[words])
+  words, of = words[stays], of[stays]
+  reach = random.integers(1, window + 1, len(words))
+  centers, neighbours = [], []
+  for d in range(1, window + 1):
+    near = of[d:] == of[:-d]
+    left, right = (words[:-d], words[d:], reach[:-d] >= d), (words[d:], words[:-d], reach[d:] >= d)
+    for center, neighbour, within in (left, right):
+      centers.append(center[near & within])
+      neighbours.append(neighbour[near & within])
+  return np.concatenate(centers), np.concatenate(neighbours)
+
+
+def skip_gram(
+  sentences, size: int, features: int, steps: int, batch_size: int = 4096, negatives: int = 5, seed: int = 0
+):
+  """Embeddings f[size, features] that tell a word's neighbours from words drawn with p(word) ~ count^0.75.
+
+  Reference: Mikolov et al., Distributed Representations of Words and Phrases and their Compositionality (2013),
+  https://arxiv.org/abs/1310.4546. Departs from it: batches and Adam, whose rate falls to 0.
+  """
+  centers, neighbours = map(jnp.asarray, pairs(sentences, seed=seed))
+  share = jnp.cumsum(jnp.bincount(neighbours, length=size) ** 0.75)
+  optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+
+  def loss(tables, center, others):
+    logits = jnp.einsum('bd,bnd->bn', tables['in'][center], tables['out'][others])
+    labels = jnp.broadcast_to(jnp.arange(others.shape[1])[None] == 0, logits.shape).astype(logits.dtype)
+    return optax.losses.sigmoid_binary_cross_entropy(logits, labels).sum(axis=1).mean()
+
+  def step(carry, key):
+    tables, state = carry
+    row_key, other_key = jax.random.split(key)
+    rows = jax.random.randint(row_key, (batch_size,), 0, len(centers))
+    drawn = jnp.searchsorted(share, jax.random.uniform(other_key, (batch_size, negatives)) * share[-1])
+    others = jnp.concatenate([neighbours[rows][:, None], drawn], axis=1)
+    value, grads = jax.value_and_grad(loss)(tables, centers[rows], others)
+    updates, state = optimizer.update(grads, state)
+    return (optax.apply_updates(tables, updates), state), value
+
+  @jax.jit
+  def run(key):
+    init_key, step_key = jax.random.split(key)
+    table = jax.random.uniform(init_key, (size, features), minval=-0.5, maxval=0.5) / features
+    tables = {'in': table, 'out': jnp.zeros((size, features))}
+    return jax.lax.scan(step, (tables, optimizer.init(tables)), jax.random.split(step_key, steps))
+
+  (tables, _), values = run(jax.random.key(seed))
+  return np.asarray(tables['in']), np.asarray(values)
+
+
+def drop_words(rate: float):
+  """A transform of batches: every word of a text is hidden with probability `rate`."""
+
+  def transform(key, batch):
+    def hidden(name, part):
+      inputs = part['inputs']
+      stays = jax.random.bernoulli(mtl.arrays.name_key(key, name), 1 - rate, inputs['mask'].shape)
+      return {**part, 'inputs': {**inputs, 'mask': inputs['mask'] & stays}}
+
+    return {name: hidden(name, part) for name, part in batch.items()}
+
+  return transform
+
+
+def build(config: Config) -> mtl.Experiment:
+  """Data, embeddings, tasks, model and optimiser."""
+  loaded = labelled_text.text_cls(config.data_dir, {**SETS, **{name: name for name in UNLABELLED}})
+  texts = [t for parts in loaded.values() for t in parts['train'].texts]
+  own = [t for task in SETS for t in loaded[task]['train'].texts]
+  tokens = text.words(own, pattern=text.BLANKS, ngrams=config.ngrams, min_count=config.min_count)
+  words = text.words(texts, pattern=text.BLANKS, min_count=config.min_count)
+  vectors, _ = skip_gram([words.encode(t) for t in texts], words.size, config.features, config.skip_gram_steps)
+  known = {word: i for i, word in enumerate(words.symbols, 4)}
+  table = np.zeros((tokens.size, config.features), np.float32)
+  for i, symbol in enumerate(tokens.symbols, 4):
+    if symbol in known:
+      table[i] = vectors[known[symbol]]
+
+  def part(split, task):
+    found = loaded[task][split]
+    inputs = text.pad([tokens.encode(t) for t in found.texts], config.max_length, cut=True)
+    return {'inputs': inputs, 'labels': found.labels[task]}
+
+  splits = {split: {task: part(split, task) for task in SETS} for split in ('train', 'val', 'test')}
+  metrics = {'accuracy': mtl.metrics.accuracy()}
+  tasks = tuple(mtl.Task(task, mtl.losses.softmax_cross_entropy, metrics=metrics) for task in SETS)
+  trunk = mtl.trunks.EmbeddingBag(tokens.size, config.features, table=mtl.trunks.pretrained(table))
+  heads = {task: mtl.heads.classify(len(loaded[task]['train'].classes[task])) for task in SETS}
+
+  def optimizer(learning_rate, names):
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, config.steps))
+    return mtl.task_optimizer(shared=adam, tasks={name: adam for name in names})
+
+  return mtl.Experiment(
+    name='text_embeddings',
+    model=mtl.sharing.parse(config.architecture)(trunk, heads),
+    tasks=tasks,
+    train=mtl.data.Batches(splits['train'], config.batch_size, transform=drop_words(config.word_dropout)),
+    val=mtl.data.eval_batches(splits['val'], 500),
+    test=mtl.data.eval_batches(splits['test'], 500),
+    optimizer=optimizer,
+  )
