@@ -4,6 +4,18 @@ r"""Tox21: twelve toxicity assays of one molecule, 17 % of the labels missing, a
   mtljax compare experiments/molecules.py --balancers equal,uncertainty --seeds 3 --steps 300 --learning_rates 6e-4 \
     --data_dir DIR
 
+The second command took 6 min on two cores that other work shared (4 min of processor time) and printed
+
+  method         auc, 12 tasks        Δm [%]  rank  time/equal  steps    rate
+  -----------  ---------------  ------------  ----  ----------  -----  ------
+  single-task  0.7119 ± 0.0017         +0.00     –       10.51    300  0.0006
+  uncertainty  0.7517 ± 0.0088  +5.84 ± 1.24  1.42        1.00    300  0.0006
+  equal        0.7516 ± 0.0085  +5.82 ± 1.20  1.58        1.00    300  0.0006
+
+Molecules of the test have scaffolds that training has not; logistic regressions have a mean AUC of 0.740 there, which one
+net for all tasks exceeds by five standard errors over the seeds. Width and decay were chosen for it at one learning rate,
+which flatters it against single-task nets: these reached .738 to .740 with 600 steps at 3e-4 in exploration.
+
 Inputs are 1024 bits of a Morgan fingerprint of radius 2 and 16 descriptors of RDKit. A missing label is masked.
 
 Data: tox21.npz in `--data_dir`, or in `tox21` within it, with the arrays that `mtljax.data.molecules.load` lists.
