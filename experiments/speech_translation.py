@@ -3,12 +3,13 @@ and attention decoders as heads, one trunk for sequences between them.
 
   mtljax train experiments/speech_translation.py --data_dir DIR
   python experiments/speech_translation.py runs/speech_translation/equal-seed0
-  mtljax compare experiments/speech_translation.py --balancers equal --seeds 3 --learning_rates 4e-3 --data_dir DIR
+  mtljax compare experiments/speech_translation.py --balancers equal --seeds 3 --steps 500 --learning_rates 4e-3 \
+    --data_dir DIR
   mtljax compare experiments/speech_translation.py --balancers equal,uncertainty --seeds 3 --steps 300 \
     --learning_rates 2e-3,4e-3 --data_dir DIR
 
-The second command prints what the run of the first says of test recordings and sentences. The third
-took 13 min on two cores that other work shared (9 min of processor time) and printed
+The second command prints what the run of the first says of test recordings and sentences. The third took 13 min on two
+cores that other work shared (9 min of processor time) and printed
 
   method            digits wer           de bleu         Δm [%]  rank  time/equal  steps   rate
   -----------  ---------------  ----------------  -------------  ----  ----------  -----  -----
@@ -23,8 +24,8 @@ The fourth, which chose that rate for every row, took 31 min on a machine short 
   equal        0.0539 ± 0.0170  7.4574 ± 5.1360   -9.19 ± 29.93  1.00        1.00    300  0.004
   uncertainty  0.0556 ± 0.0066  7.2226 ± 4.6597  -12.67 ± 35.75  2.00        1.02    300  0.004
 
-The best constant answer to the test strings, 'two two', has a WER of 0.895; translation word for word (IBM model 1, 8000
-pairs) has a BLEU of 6.7 on lower-cased words. After 500 steps, less than an epoch, both are far behind; after 300 the
+The best constant answer to the test strings, 'two two', has a WER of 0.895; translation word for word (IBM model 1,
+8000 pairs) has a BLEU of 6.7 on lower-cased words. After 500 steps, less than an epoch, both are far behind; after 300 the
 BLEU is not above it by two standard errors. One trunk for both tasks is no gain here: alone they are better in all
 means, within the intervals.
 
