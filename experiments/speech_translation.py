@@ -25,8 +25,8 @@ The fourth, which chose that rate for every row, took 31 min on a machine short 
   uncertainty  0.0556 ± 0.0066  7.2226 ± 4.6597  -12.67 ± 35.75  2.00        1.02    300  0.004
 
 The best constant answer to the test strings, 'two two', has a WER of 0.895; translation word for word (IBM model 1,
-8000 pairs) has a BLEU of 6.7 on lower-cased words. After 500 steps, less than an epoch, both are far behind; after 300 the
-BLEU is not above it by two standard errors. One trunk for both tasks is no gain here: alone they are better in all
+8000 pairs) has a BLEU of 6.7 on lower-cased words. After 500 steps, less than an epoch, both are far behind; after 300
+the BLEU is not above it by two standard errors. One trunk for both tasks is no gain here: alone they are better in all
 means, within the intervals.
 
 Options make more tasks of it (`--languages de fr`, `--recordings digits yesno`), another trunk (`--trunk transformer`),
