@@ -17,8 +17,23 @@ A logistic regression on log-mel bands has .960 for digits and .983 for speakers
 standard errors of the seeds and of the 300 test recordings. Sharing costs .006 to .008 at the images; what it gives at
 the recordings is within the intervals, and so is Δm.
 
-Every task has data of its own; recordings become log-mel spectrograms of the size of MNIST's images. The third command
-learns from one task a step, drawn by the size of its data.
+Every task has data of its own; recordings become log-mel spectrograms of the size of MNIST's images. The first command
+took 40 s and printed accuracies of 0.9773, 0.9967 and 1.0000 (seed 0). The second took 8 min of wall time on two busy
+cores (8 min of processor time) and printed
+
+  method        image accuracy   digit accuracy  speaker accuracy        Δm [%]  rank  time/equal  steps         rate
+  -----------  ---------------  ---------------  ----------------  ------------  ----  ----------  -----  -----------
+  single-task  0.9838 ± 0.0048  0.9956 ± 0.0096   0.9978 ± 0.0048         +0.00     –        1.15    700  0.004/0.002
+  uncertainty  0.9776 ± 0.0040  0.9978 ± 0.0048   1.0000 ± 0.0000  -0.06 ± 0.12  1.17        1.37    700        0.002
+  equal        0.9762 ± 0.0037  0.9978 ± 0.0048   0.9989 ± 0.0048  -0.15 ± 0.27  1.83        1.00    700        0.002
+
+Logistic regression on log-mel energies has 0.960 and 0.983 on the 300 spoken digits and their speakers; all rows are
+above by more than twice its standard error (0.011 and 0.007). Images lose: 0.006 below a net of their own, which has as
+many filters for one task as the shared one for three. On speech no row differs from single-task nets by more than its
+interval: one recording in 300 is 0.0033.
+
+The third command learns from one task a step, drawn by the size of its data, three times as many steps; it took 57 s
+and printed 0.9833, 0.9933 and 1.0000.
 
 Data, in `--data_dir` or in folders mnist and fsdd within it: MNIST's idx files, TFDS `mnist`,
 https://storage.googleapis.com/cvdf-datasets/mnist/; the Free Spoken Digit Dataset, TFDS `spoken_digit`,
