@@ -16,9 +16,9 @@ cores (8 min of processor time) and printed
   equal        0.9762 ± 0.0037  0.9978 ± 0.0048   0.9989 ± 0.0048  -0.15 ± 0.27  1.83        1.00    700        0.002
 
 Logistic regression on log-mel energies has 0.960 and 0.983 on the 300 spoken digits and their speakers; all rows are
-above by more than twice its standard error (0.011 and 0.007). Images lose: 0.006 below a net of their own, which has as
-many filters for one task as the shared one for three. On speech no row differs from single-task nets by more than its
-interval: one recording in 300 is 0.0033.
+above by more than twice its standard error (0.011 and 0.007). Images lose: 0.006 to 0.008 below a net of their own,
+which has as many filters for one task as the shared one for three. On speech no row differs from single-task nets by
+more than its interval: one recording in 300 is 0.0033.
 
 The third command learns from one task a step, drawn by the size of its data, three times as many steps; it took 57 s
 and printed 0.9833, 0.9933 and 1.0000.
