@@ -164,11 +164,11 @@ def _due(step, every):
 
 
 def _losses(info, names):
-  """'digit 0.123 parity 0.456'; the mean over lanes where there are some."""
+  """'digit 0.123 parity 0.456', means over lanes where there are some; of many tasks the mean over them alone."""
   losses = np.where(info.present, info.losses, np.nan).reshape(-1, len(names)).T
-  means = {
-    name: row[np.isfinite(row)].mean() if np.isfinite(row).any() else math.nan for name, row in zip(names, losses)
-  }
+  means = {name: row[np.isfinite(row)].mean() for name, row in zip(names, losses) if np.isfinite(row).any()}
+  if len(names) > tables.MOST_TASKS:
+    return f'mean of {len(means)} tasks {np.mean(list(means.values())):.4g}' if means else ''
   return ' '.join(f'{name} {mean:.4g}' for name, mean in means.items())
 
 

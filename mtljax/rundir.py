@@ -191,7 +191,7 @@ def angles(gramian: np.ndarray | None, names: Sequence[str]) -> dict[str, Any]:
   pairs = itertools.combinations(range(len(names)), 2)
   return {
     'norms': {name: _number(norm) if norm > 0 else None for name, norm in zip(names, norms)},
-    'cosines': {f'{names[s]}/{names[t]}': _number(unit[s, t]) for s, t in pairs},
+    'cosines': {f'{names[s]}/{names[t]}': None if 0 in (norms[s], norms[t]) else _number(unit[s, t]) for s, t in pairs},
   }
 
 

@@ -75,6 +75,13 @@ def test_a_line_has_the_last_loss_of_tasks_that_take_turns():
   assert lines[10] == [True, False]
 
 
+def test_the_bar_has_a_loss_for_each_of_few_tasks_and_the_mean_of_many():
+  assert loop._losses(info((1.0, 2.0)), NAMES) == 'a 1 b 2'
+  assert loop._losses(info((1.0, 2.0), present=(True, False)), NAMES) == 'a 1'
+  many = info((1.0, 2.0, 3.0, 6.0, 9.0), present=(True, True, True, True, False))
+  assert loop._losses(many, 'abcde') == 'mean of 4 tasks 3'
+
+
 def test_fit_saves_what_evaluation_asks_for():
   saved = []
   fit(eval_every=2, evaluate=lambda step, *_: step == 4, save=lambda step, _: saved.append(step))
@@ -161,7 +168,7 @@ def test_record_has_norms_and_cosines_and_null_for_the_absent():
   record = rundir.record(3, found, NAMES)
   assert record['losses'] == {'a': 0.1, 'b': None}
   assert record['norms'] == {'a': 2.0, 'b': None}
-  assert rundir.finite(record)['cosines'] == {'a/b': None}
+  assert record['cosines'] == {'a/b': None}
   assert rundir.angles(np.array([[4.0, -3.0], [-3.0, 9.0]]), NAMES)['cosines'] == {'a/b': -0.5}
 
 

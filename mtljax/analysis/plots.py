@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mtljax.analysis import tables
+
 COLUMNS = 3
+MOST_LINES = 12  # with a colour and a name each
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')  # Okabe & Ito
 STYLES = ('-', '--', ':', '-.')
 
@@ -19,7 +22,7 @@ def curves(records: Sequence[Mapping]):
 
   Returns:
     A matplotlib figure, 9 inches wide: losses, a panel for every kind of first metric, and the balancer's weights
-    (gradient norms for a method without weights).
+    (gradient norms for a method without weights). More than twelve tasks are grey behind their mean.
   """
   steps = [record for record in records if 'losses' in record]
   val = [record for record in records if 'val' in record]
@@ -46,8 +49,13 @@ def curves(records: Sequence[Mapping]):
     for index, task in enumerate(names):
       x, y = series(task)
       values += y
+      if len(names) > MOST_LINES:
+        axis.plot(x, y, color='#bbbbbb', lw=0.5, label='a task' if index == 0 else None)
+        continue
       wide = 1.4 * (1 - index / max(len(names) - 1, 1)) if 'weight' in label else 0  # equal weights: all visible
       _line(axis, x, y, index, task, 1.5 + wide)
+    if len(names) > MOST_LINES:
+      _line(axis, *_mean([series(task) for task in names]), 0, f'mean of the {len(names)} tasks', 1.8)
     positive = [value for value in values if value > 0]
     if 'loss' in label or 'norm' in label:
       if len(positive) == len(values) and values and max(values) > 20 * min(values):
@@ -67,6 +75,8 @@ def curves(records: Sequence[Mapping]):
 def comparison(rows: Sequence[Mapping], metrics: Mapping[str, tuple[str, bool]]):
   """Δm and the first metric of every task, method by method, with 95 % intervals over seeds.
 
+  Of more than four tasks those with the same first metric have one panel, the mean over them.
+
   Args:
     rows: of `compare`.
     metrics: {task: (its first metric, whether higher is better)}.
@@ -76,8 +86,10 @@ def comparison(rows: Sequence[Mapping], metrics: Mapping[str, tuple[str, bool]])
   """
   methods = [row['method'] for row in rows]
   panels = [('Δm against single-task [%] →', [row['delta_m'] for row in rows])]
-  for task, (metric, higher) in metrics.items():
-    panels.append((f'{task}: test {metric} {"→" if higher else "←"}', [row['test'][task][metric] for row in rows]))
+  for of, metric, value in tables.columns({task: metric for task, (metric, _) in metrics.items()}):
+    who = of[0] if len(of) == 1 else f'mean of {len(of)} tasks'
+    arrow = '→' if metrics[of[0]][1] else '←'
+    panels.append((f'{who}: test {metric} {arrow}', [value(row['test']) for row in rows]))
   figure, axes = _grid(len(panels), 1.1 + 0.27 * len(methods), sharey=True)
   for axis, (label, values) in zip(axes, panels):
     for y, value in enumerate(values):
@@ -142,6 +154,15 @@ def _series(records, task, key, metric=None):
       x.append(record['step'])
       y.append(value)
   return x, y
+
+
+def _mean(series):
+  """Steps, and the mean at each over those that have a value there."""
+  found = {}
+  for x, y in series:
+    for step, value in zip(x, y):
+      found.setdefault(step, []).append(value)
+  return sorted(found), [sum(found[step]) / len(found[step]) for step in sorted(found)]
 
 
 def _line(axis, x, y, index, task, width):

@@ -1,7 +1,7 @@
 """Aligned tables for the terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mtljax import metrics as metrics_lib
 
@@ -57,8 +57,8 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
   The number of parameters is shown where it differs from row to row, baselines apart.
   """
   sizes = {row.get('parameters') for row in rows[1:]}
-  columns = _columns(tasks)
-  header = ['method', *columns]
+  shown = columns(tasks)
+  header = ['method', *(f'{m}, {len(of)} tasks' if len(of) > 1 else f'{of[0]} {m}' for of, m, _ in shown)]
   header += ['Δm [%]', 'rank', f'time/{reference}', *(['parameters'] if len(sizes) > 1 else []), 'steps', 'rate']
   text = []
   for row in rows:
@@ -67,7 +67,7 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
     text.append(
       [
         row['method'],
-        *(with_interval(value(row['test'])) for value in columns.values()),
+        *(with_interval(value(row['test'])) for _, _, value in shown),
         with_interval(row['delta_m'], '+.2f'),
         number(row['mean_rank'], '.2f'),
         number(row['step_time'], '.2f'),
@@ -79,19 +79,20 @@ def leaderboard(rows: Sequence[Mapping], tasks: Mapping[str, str], reference: st
   return aligned(header, text)
 
 
-def _columns(tasks: Mapping[str, str]) -> dict:
-  """{title: function of a row's test values -> {'mean', 'interval'}}."""
+def columns(tasks: Mapping[str, str]) -> list[tuple[tuple[str, ...], str, Callable[[Mapping], Mapping]]]:
+  """What a comparison shows of {task: its first metric}: (tasks, metric, a row's test values -> mean and interval).
+
+  Every task alone, or of more than four those with the same metric together.
+  """
   if len(tasks) <= MOST_TASKS:
-    return {f'{task} {metric}': lambda test, t=task, m=metric: test[t][m] for task, metric in tasks.items()}
+    return [((task,), metric, lambda test, t=task, m=metric: test[t][m]) for task, metric in tasks.items()]
   groups = {}
   for task, metric in tasks.items():
     groups.setdefault(metric, []).append(task)
-  return {
-    f'{metric}, {len(group)} tasks' if len(group) > 1 else f'{group[0]} {metric}': (
-      lambda test, group=group, metric=metric: _mean(test[task][metric]['values'] for task in group)
-    )
-    for metric, group in groups.items()
-  }
+  return [
+    (tuple(of), metric, lambda test, of=of, m=metric: _mean(test[task][m]['values'] for task in of))
+    for metric, of in groups.items()
+  ]
 
 
 def _mean(values) -> dict[str, float]:

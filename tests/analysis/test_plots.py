@@ -82,3 +82,30 @@ def test_comparison(tmp_path):
   assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ['single-task', 'equal', 'mgda']
   assert '2 seeds' in figure.get_supxlabel()
   plots.save(figure, tmp_path / 'compare.png')
+
+
+def test_many_tasks_are_grey_behind_their_mean(tmp_path):
+  names = [f't{i}' for i in range(139)]
+  found = [
+    {'step': s, 'losses': {n: i / s for i, n in enumerate(names, 1)}, 'weights': None, 'norms': None} for s in (1, 2, 4)
+  ]
+  found[2]['losses']['t0'] = None  # absent
+  figure = plots.curves(found)
+  lines = figure.axes[0].get_lines()
+  assert len(lines) == 140 and [text.get_text() for text in figure.legends[0].get_texts()] == [
+    'a task',
+    'mean of the 139 tasks',
+  ]
+  np.testing.assert_allclose(lines[-1].get_xydata(), [[1, 70], [2, 35], [4, (139 * 70 - 1) / 138 / 4]])
+  plots.save(figure, tmp_path / 'curves.png')
+
+
+def test_a_comparison_of_many_tasks_has_a_panel_for_each_metric(tmp_path):
+  value = lambda *seeds: {'mean': sum(seeds) / len(seeds), 'interval': 0.1, 'values': list(seeds)}
+  test = {f't{i}': {'rmse': value(i, i + 1)} for i in range(12)}
+  row = dict(method='equal', test=test, delta_m=value(0.0, 1.0))
+  figure = plots.comparison([row], {task: ('rmse', False) for task in test})
+  assert [axis.get_xlabel() for axis in figure.axes][1:] == ['mean of 12 tasks: test rmse ←', ''][
+    : len(figure.axes) - 1
+  ]
+  plots.save(figure, tmp_path / 'compare.png')
