@@ -34,8 +34,8 @@ def tags(folder, draw):
     (folder / f'{part}.jsonl').write_text('\n'.join(lines))
 
 
-def schools(folder, draw):
-  rows = [f's{i % 11},{a:.3f},{"mf"[i % 2]},{a + i % 11:.3f}' for i, a in enumerate(draw.normal(size=11 * 24))]
+def schools(folder, draw, count=11):
+  rows = [f's{i % count},{a:.3f},{"mf"[i % 2]},{a + i % count:.3f}' for i, a in enumerate(draw.normal(size=count * 24))]
   (folder / 'schools.csv').write_text('\n'.join(['school,age,sex,score', *rows]))
 
 
@@ -73,3 +73,13 @@ def test_it_trains(name, tmp_path):
   result = rundir.read_json(run / 'result.json')
   values = [value for task in result['test'].values() for value in task.values()]
   assert len(result['test']) == {'my_schools': 11, 'my_plant': 12}.get(name, 2) and np.isfinite(values).all()
+
+
+@pytest.mark.slow
+def test_many_schools(tmp_path):
+  schools(tmp_path, np.random.default_rng(0), 139)
+  (tmp_path / 'my_schools.py').write_text(FILES['my_schools'])
+  run = tmp_path / 'run'
+  words = ['--data_dir', str(tmp_path), '--steps', '3', '--run_dir', str(run)]
+  cli.main(['train', str(tmp_path / 'my_schools.py'), *words])
+  assert len(rundir.read_json(run / 'result.json')['test']) == 139
