@@ -104,19 +104,31 @@ def skip_gram(
     rows = jax.random.randint(row_key, (batch_size,), 0, len(centers))
     drawn = jnp.searchsorted(share, jax.random.uniform(other_key, (batch_size, negatives)) * share[-1])
     others = jnp.concatenate([neighbours[rows][:, None], drawn], axis=1)
-    value, grads = jax.value_and_grad(loss)(tables, centers[rows], others)
+    grads = jax.grad(loss)(tables, centers[rows], others)
     updates, state = optimizer.update(grads, state)
-    return (optax.apply_updates(tables, updates), state), value
+    return (optax.apply_updates(tables, updates), state), None
 
   @jax.jit
   def run(key):
     init_key, step_key = jax.random.split(key)
     table = jax.random.uniform(init_key, (size, features), minval=-0.5, maxval=0.5) / features
     tables = {'in': table, 'out': jnp.zeros((size, features))}
-    return jax.lax.scan(step, (tables, optimizer.init(tables)), jax.random.split(step_key, steps))
+    (tables, _), _ = jax.lax.scan(step, (tables, optimizer.init(tables)), jax.random.split(step_key, steps))
+    return tables['in']
 
-  (tables, _), values = run(jax.random.key(seed))
-  return np.asarray(tables['in']), np.asarray(values)
+  return np.asarray(run(jax.random.key(seed)))
+
+
+def embeddings(config: Config, tokens: text.Words, texts: list[str]) -> np.ndarray:
+  """f[tokens.size, features]: what skip-gram says of the single words among the tokens, 0 for words in a row."""
+  words = text.words(texts, pattern=text.BLANKS, min_count=config.min_count)
+  vectors = skip_gram([words.encode(t) for t in texts], words.size, config.features, config.skip_gram_steps)
+  known = {word: i for i, word in enumerate(words.symbols, 4)}
+  table = np.zeros((tokens.size, config.features), np.float32)
+  for i, symbol in enumerate(tokens.symbols, 4):
+    if symbol in known:
+      table[i] = vectors[known[symbol]]
+  return table
 
 
 def drop_words(rate: float):
@@ -139,13 +151,7 @@ def build(config: Config) -> mtl.Experiment:
   texts = [t for parts in loaded.values() for t in parts['train'].texts]
   own = [t for task in SETS for t in loaded[task]['train'].texts]
   tokens = text.words(own, pattern=text.BLANKS, ngrams=config.ngrams, min_count=config.min_count)
-  words = text.words(texts, pattern=text.BLANKS, min_count=config.min_count)
-  vectors, _ = skip_gram([words.encode(t) for t in texts], words.size, config.features, config.skip_gram_steps)
-  known = {word: i for i, word in enumerate(words.symbols, 4)}
-  table = np.zeros((tokens.size, config.features), np.float32)
-  for i, symbol in enumerate(tokens.symbols, 4):
-    if symbol in known:
-      table[i] = vectors[known[symbol]]
+  table = mtl.trunks.pretrained(embeddings(config, tokens, texts)) if config.skip_gram_steps else None
 
   def part(split, task):
     found = loaded[task][split]
@@ -155,7 +161,7 @@ def build(config: Config) -> mtl.Experiment:
   splits = {split: {task: part(split, task) for task in SETS} for split in ('train', 'val', 'test')}
   metrics = {'accuracy': mtl.metrics.accuracy()}
   tasks = tuple(mtl.Task(task, mtl.losses.softmax_cross_entropy, metrics=metrics) for task in SETS)
-  trunk = mtl.trunks.EmbeddingBag(tokens.size, config.features, table=mtl.trunks.pretrained(table))
+  trunk = mtl.trunks.EmbeddingBag(tokens.size, config.features, table=table)
   heads = {task: mtl.heads.classify(len(loaded[task]['train'].classes[task])) for task in SETS}
 
   def optimizer(learning_rate, names):
