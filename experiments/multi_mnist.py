@@ -36,10 +36,11 @@ took 34 min of processor time (20 min on two busy cores) and printed docs/multi_
   mgda             0.8593 ± 0.0470  0.8158 ± 0.0676    -2.28 ± 2.75  18.50        1.17    120  0.003
   equal            0.8517 ± 0.0812  0.8172 ± 0.0401    -2.65 ± 5.03  19.00        1.00    120  0.003
 
-After 120 steps the spread over seeds is larger than most differences. Sener & Koltun (2018) report of long runs that
-MGDA is level with single-task nets and equal weights fall behind. Δm has the three in that order here, but both
-intervals include 0 and the gap between MGDA and equal weights is small beside them: neither confirmed nor
-contradicted. Lin et al. (2019) look for many trade-offs rather than one, which these accuracies do not show.
+After 120 steps the spread over seeds is larger than most differences. Sener & Koltun (2018) report that MGDA gives
+better models than per-task training and than other ways to weight the tasks. Here Δm has single-task nets before MGDA
+and MGDA before equal weights, but both intervals include 0 and the gap between MGDA and equal weights is small beside
+them: neither confirmed nor contradicted. Lin et al. (2019) look for many trade-offs rather than one, which these
+accuracies do not show.
 docs/balancing.md reads the table.
 
 Data: MNIST's four files (TFDS `mnist` fetches the same, or https://storage.googleapis.com/cvdf-datasets/mnist/) in the

@@ -40,7 +40,7 @@ class Order:
     for name, count in self.counts.items():
       if count < self.batch_size:
         raise InputError(
-          f'batch_size: found {self.batch_size}, expected at most {count}, the number of examples{_of(name)}.'
+          f'batch_size: found {self.batch_size}, expected at most {count}, the number of examples{of_task(name)}.'
         )
     if self.schedule is not None and '' in self.counts:
       raise InputError('schedule: found one for a single input, expected examples {task: {...}}.')
@@ -48,7 +48,7 @@ class Order:
     for name, part in self.buckets.items():
       if len(part.lengths) != self.counts[name]:
         raise InputError(
-          f'buckets{_of(name)}: found {len(part.lengths)} lengths, expected {self.counts[name]}, as examples.'
+          f'buckets{of_task(name)}: found {len(part.lengths)} lengths, expected {self.counts[name]}, as examples.'
         )
 
   @property
@@ -124,5 +124,6 @@ def check_batch_size(batch_size) -> None:
     raise InputError(f'batch_size: found {batch_size!r}, expected a whole number of at least 1.')
 
 
-def _of(name: str) -> str:
+def of_task(name: str) -> str:
+  """For messages; nothing for a single input, whose name is ''."""
   return f' of task {name!r}' if name else ''

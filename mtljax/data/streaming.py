@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mtljax.arrays import check_names
+from mtljax.arrays import check_names, expand_to
 from mtljax.base import Batch, InputError, PyTree
 from mtljax.data.batching import Draw, is_single_input, select_tasks, stamp, transformed
-from mtljax.data.order import Order, check_batch_size
+from mtljax.data.order import Order, check_batch_size, of_task
 from mtljax.data.schedules import Schedule
 from mtljax.data.sources import stack
 
@@ -168,14 +168,14 @@ class _Blocks:
       check_names('decode', self.decode, self.source)
     for name, count in self.counts.items():
       if not count:
-        raise InputError(f'source{_of(name)}: found no record, expected at least one.')
+        raise InputError(f'source{of_task(name)}: found no record, expected at least one.')
 
   @property
   def counts(self) -> dict[str, int]:
     sources = self.source if isinstance(self.source, Mapping) else {'': self.source}
     for name, source in sources.items():
       if not hasattr(source, '__len__') or not hasattr(source, '__getitem__'):
-        raise InputError(f'source{_of(name)}: found {type(source).__name__}, expected records by number.')
+        raise InputError(f'source{of_task(name)}: found {type(source).__name__}, expected records by number.')
     return {name: len(source) for name, source in sources.items()}
 
   def __call__(self, rows: PyTree) -> Batch:
@@ -187,16 +187,16 @@ class _Blocks:
     decode = self.decode[name] if isinstance(self.decode, Mapping) else self.decode
     numbers = [int(number) for number in numbers]
     examples = [self._decoded(name, decode, *pair) for pair in zip(numbers, _records(name, source, numbers))]
-    return stack(f'records{_of(name)}', examples)
+    return stack(f'records{of_task(name)}', examples)
 
   def _decoded(self, name, decode, number, record):
     try:
       example = record if decode is None else decode(record)
     except Exception as error:
-      raise InputError(f'record {number}{_of(name)}: cannot be decoded: {type(error).__name__}: {error}') from error
+      raise InputError(f'record {number}{of_task(name)}: cannot be decoded: {type(error).__name__}: {error}') from error
     if not isinstance(example, Mapping) or not {'inputs', 'labels'} <= set(example):
       found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
-      raise InputError(f"record {number}{_of(name)}: found {found}, expected {{'inputs': ..., 'labels': ...}}.")
+      raise InputError(f"record {number}{of_task(name)}: found {found}, expected {{'inputs': ..., 'labels': ...}}.")
     return example
 
   def select(self, names) -> dict[str, Any]:
@@ -215,7 +215,9 @@ def _records(name, source, numbers):
       return source.__getitems__(numbers)
     return [source[number] for number in numbers]
   except Exception as error:
-    raise InputError(f'records {numbers[:3]}...{_of(name)}: cannot be read: {type(error).__name__}: {error}') from error
+    raise InputError(
+      f'records {numbers[:3]}...{of_task(name)}: cannot be read: {type(error).__name__}: {error}'
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,17 +254,13 @@ class EvalStream(Sequence):
     batch = self._read(rows.get('', rows))
     if is_single_input(batch):
       masks = batch.get('mask', {})
-      return {**batch, 'mask': {task: _cut(masks.get(task), valid['']) for task in batch['labels']}}
-    return {name: {**part, 'mask': _cut(part.get('mask'), valid[name])} for name, part in batch.items()}
+      return {**batch, 'mask': {task: _kept(masks.get(task), valid['']) for task in batch['labels']}}
+    return {name: {**part, 'mask': _kept(part.get('mask'), valid[name])} for name, part in batch.items()}
 
   def select(self, names: Iterable[str]) -> 'EvalStream':
     """The batches of some of the tasks."""
     return dataclasses.replace(self, **self._read.select(names))
 
 
-def _cut(mask, valid):
-  return valid if mask is None else mask & valid.reshape(-1, *(1,) * (mask.ndim - 1))
-
-
-def _of(name: str) -> str:
-  return f' of task {name!r}' if name else ''
+def _kept(mask, valid):
+  return valid if mask is None else mask & expand_to(valid, mask.ndim)
