@@ -37,7 +37,7 @@ import optax
 
 import mtljax as mtl
 from mtljax import experiment as experiments
-from mtljax import rundir
+from mtljax import rundir, runs
 from mtljax.data import camvid, scenes
 from mtljax.data.transforms import image
 
@@ -146,7 +146,7 @@ def figure(run_dir: str):
   stored = rundir.read_json(pathlib.Path(run_dir) / 'config.json')
   experiment = build(experiments.config_from_json(Config, stored['config']))
   options = experiments.Options(**{f.name: stored[f.name] for f in dataclasses.fields(experiments.Options)})
-  run = experiments.Run(experiment, options)
+  run = runs.Run(experiment, options)
   state, _, _ = mtl.checkpoint.restore_latest(pathlib.Path(run_dir) / 'checkpoints', run.abstract)
   model, params, states, batch = experiment.model, state.params, state.model_state, experiment.test[0]
 

@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 import mtljax as mtl
-from mtljax import arrays, checkpoint, rundir
+from mtljax import arrays, checkpoint, rundir, runs
 from mtljax import experiment as experiment_lib
 from mtljax.data import clips, parallel_text, spoken_digits, yesno
 from mtljax.data.transforms import speech, text
@@ -259,7 +259,7 @@ def decoded(run_dir: pathlib.Path, count: int) -> dict[str, list[tuple[str, str]
   stored = rundir.read_json(run_dir / 'config.json')
   experiment = build(experiment_lib.config_from_json(Config, stored['config']))
   names = [field.name for field in dataclasses.fields(experiment_lib.Options)]
-  run = experiment_lib.Run(experiment, experiment_lib.Options(**{name: stored[name] for name in names}))
+  run = runs.Run(experiment, experiment_lib.Options(**{name: stored[name] for name in names}))
   state, _, _ = checkpoint.restore_latest(run_dir / 'checkpoints', run.abstract)
   model, shared, found = experiment.model, (state.params['shared'], state.model_state['shared']), {}
   for task in experiment.tasks:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, sharing
+from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, runs, sharing
 from mtljax import experiment as experiment_lib
 from mtljax.analysis import draw, tables
 from mtljax.base import InputError
@@ -236,7 +236,7 @@ def _evaluate(argv):
   if 'data_dir' in config:
     config['data_dir'] = values['data_dir'] or config['data_dir']
   experiment = experiment_lib.build(module, experiment_lib.config_from_json(module.Config, config))
-  run = experiment_lib.Run(
+  run = runs.Run(
     experiment, loop.Options(**{f.name: stored[f.name] for f in dataclasses.fields(loop.Options)})
   )
   folder = run_dir / 'checkpoints'

@@ -13,8 +13,9 @@ from mtljax import arrays, balancing, metrics, rundir, sharing
 from mtljax import inputs as inputs_lib
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
-from mtljax.experiment import Experiment, Options, Run, subset
+from mtljax.experiment import Experiment, Options, subset
 from mtljax.lanes import Lanes, Plan, lane_evaluator
+from mtljax.runs import Run
 
 SINGLE = 'single-task'
 

@@ -20,7 +20,8 @@ import numpy as np
 from mtljax import checkpoint, rundir
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError, PyTree, StepInfo
-from mtljax.experiment import Experiment, Options, Run, score
+from mtljax.experiment import Experiment, Options, score
+from mtljax.runs import Run
 
 
 class NonFiniteError(ArithmeticError):

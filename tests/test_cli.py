@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import checkpoint, cli, experiment, loop, rundir, sharing
+from mtljax import checkpoint, cli, experiment, loop, rundir, runs, sharing
 from mtljax.cli import COMMANDS, main
 
 TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--balancer', 'uncertainty')
@@ -80,7 +80,7 @@ def test_evaluate_prints_the_same_table(undisturbed, capfd):
 KILL = """
 import os, signal, sys
 from mtljax import cli
-from mtljax.experiment import Run
+from mtljax.runs import Run
 step = Run.step
 def killing(self, state, index):
   if index == 10:
@@ -133,14 +133,14 @@ def test_resume_keeps_what_the_run_was_started_with(undisturbed, capfd, argv, me
 
 
 def test_sigterm_is_a_clean_stop(folder, capfd, tmp_path, monkeypatch):
-  step = experiment.Run.step
+  step = runs.Run.step
 
   def stopping(self, state, index):
     if index == 4:
       os.kill(os.getpid(), signal.SIGTERM)
     return step(self, state, index)
 
-  monkeypatch.setattr(experiment.Run, 'step', stopping)
+  monkeypatch.setattr(runs.Run, 'step', stopping)
   run_dir = tmp_path / 'run'
   code, out, err = call(capfd, 'train', str(folder / 'tiny.py'), *TRAIN, '--run_dir', str(run_dir))
   assert code == 0 and f'mtljax train --resume {run_dir}' in out and checkpoint.steps(run_dir / 'checkpoints') == [5, 4]

@@ -9,7 +9,8 @@ import tiny
 import mtljax as mtl
 from mtljax import experiment as experiment_lib
 from mtljax.base import InputError, Metric, Task
-from mtljax.experiment import Experiment, Options, Run
+from mtljax.experiment import Experiment, Options
+from mtljax.runs import Run
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ FLOORS = {
   4: ('gradients', 'optim'),
   5: ('train_step', 'evaluate', 'parallel'),
   6: ('checkpoint', 'transfer', 'analysis'),
-  7: ('experiment', 'rundir', 'loop'),
+  7: ('experiment', 'rundir', 'loop', 'runs'),
   8: ('cli', 'compare', 'lanes', 'options'),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

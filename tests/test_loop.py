@@ -12,7 +12,8 @@ import tiny
 
 from mtljax import checkpoint, loop, rundir
 from mtljax.base import InputError, StepInfo
-from mtljax.experiment import Options, Run
+from mtljax.experiment import Options
+from mtljax.runs import Run
 
 NAMES = ('a', 'b')
 

@@ -7,6 +7,7 @@ import pytest
 
 import mtljax as mtl
 from mtljax import experiment as experiment_lib
+from mtljax import runs
 
 related = experiment_lib.load('related_tasks')
 
@@ -46,7 +47,7 @@ def test_agreement_of_the_truth_and_of_its_opposite():
 @pytest.mark.parametrize('method', related.METHODS)
 def test_every_method_is_an_experiment(method):
   experiment = related.build(related.Config(method=method, hidden=4))
-  run = experiment_lib.Run(experiment, experiment_lib.Options(steps=10))
+  run = runs.Run(experiment, experiment_lib.Options(steps=10))
   assert run.names == related.TREE.leaves
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtljax import cli
+from mtljax import cli, runs
 from mtljax import experiment as experiment_lib
 
 scene = experiment_lib.load('scene')
@@ -58,7 +58,7 @@ def test_every_data_set_has_its_tasks_and_measures(folder, dataset):
   assert metrics['segmentation'] == ['mIoU', 'accuracy']
   if dataset == 'nyuv2':
     assert metrics['normals'] == ['mean', 'median', '11.25°', '22.5°', '30°']
-  run = experiment_lib.Run(experiment, experiment_lib.Options(steps=2, eval_every=2, checkpoint_every=2))
+  run = runs.Run(experiment, experiment_lib.Options(steps=2, eval_every=2, checkpoint_every=2))
   assert set(run.names) == set(TASKS[dataset])
   batch = experiment.train(0, 0)
   for name, kind in {'boundary': (2, *SIZE), 'depth': (2, *SIZE), 'normals': (2, *SIZE, 3)}.items():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mtljax as mtl
-from mtljax import cli
+from mtljax import cli, runs
 from mtljax import experiment as experiment_lib
 
 image_speech = experiment_lib.load('image_speech')
@@ -80,7 +80,7 @@ def test_architectures_of_images_and_speech(folder, architecture):
 
 
 def first_loss_and_last(experiment, steps):
-  run = experiment_lib.Run(experiment, experiment_lib.Options(steps=steps, learning_rate=1e-2))
+  run = runs.Run(experiment, experiment_lib.Options(steps=steps, learning_rate=1e-2))
   state = run.init()
   losses = []
   for step in range(steps):
@@ -150,7 +150,7 @@ def test_real_data_are_learned_from(data_dir, module, monkeypatch):
   monkeypatch.undo()
   changes = {} if module is shared_knowledge else dict(train_images=3000)
   experiment = module.build(module.Config(data_dir=str(data_dir), steps=100, **changes))
-  run = experiment_lib.Run(experiment, experiment_lib.Options(steps=100, learning_rate=2e-3))
+  run = runs.Run(experiment, experiment_lib.Options(steps=100, learning_rate=2e-3))
   state = run.init()
   for step in range(100):
     state, _ = run.step(state, step)

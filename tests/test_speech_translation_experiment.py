@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mtljax as mtl
-from mtljax import cli
+from mtljax import cli, runs
 from mtljax import experiment as experiment_lib
 from mtljax.data import spoken_digits
 
@@ -85,7 +85,7 @@ def test_every_language_is_a_task(folder):
   assert experiment.test[0]['yesno']['mask'].sum() == 2
   # The key of a batch is that of its step: what is masked is the same again.
   np.testing.assert_array_equal(batch['digits']['inputs']['x'], experiment.train(0, 0)['digits']['inputs']['x'])
-  run = experiment_lib.Run(experiment_lib.subset(experiment, ['fr']), experiment_lib.Options(steps=1))
+  run = runs.Run(experiment_lib.subset(experiment, ['fr']), experiment_lib.Options(steps=1))
   assert run.names == ('fr',)
 
 
@@ -178,6 +178,6 @@ def test_the_real_files(data_dir):
   assert sizes['de'] > 24_000 and sizes['fr'] > 22_000 and 60 < sizes['digits'] <= 100 and sizes['yesno'] == 32
   assert sum(int(batch['yesno']['mask'].sum()) for batch in experiment.test) == 29
   assert sum(int(batch['de']['mask'].any(axis=1).sum()) for batch in experiment.test) == 1000
-  run = experiment_lib.Run(experiment, experiment_lib.Options(steps=2))
+  run = runs.Run(experiment, experiment_lib.Options(steps=2))
   _, info = run.step(run.init(), 0)
   assert np.isfinite(np.asarray(info.losses)).all()

@@ -11,6 +11,7 @@ import pytest
 
 import mtljax as mtl
 from mtljax import experiment as experiment_lib
+from mtljax import runs
 
 toy = experiment_lib.load('toy_two_objectives')
 pytestmark = pytest.mark.usefixtures('x64')
@@ -109,7 +110,7 @@ def test_methods_that_split_the_batch_find_the_same_in_every_part(monkeypatch):
 
 def test_one_start_as_an_experiment():
   experiment = experiment_lib.build(toy, toy.Config(start=(9.0, -1.0)))
-  run = experiment_lib.Run(experiment, experiment_lib.Options('equal', learning_rate=1e-3))
+  run = runs.Run(experiment, experiment_lib.Options('equal', learning_rate=1e-3))
   state = run.init()
   for index in range(3):
     state, info = run.step(state, index)

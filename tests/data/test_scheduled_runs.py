@@ -10,10 +10,11 @@ import optax
 import pytest
 
 import mtljax as mtl
-from mtljax import checkpoint, loop, rundir
+from mtljax import checkpoint, rundir, training
 from mtljax.compare import Plan, compare
 from mtljax.data import schedules
-from mtljax.experiment import Options, Run
+from mtljax.experiment import Options
+from mtljax.runs import Run
 
 
 class Mean(nn.Module):
@@ -67,9 +68,9 @@ OPTIONS = Options(balancer='equal', steps=30, eval_every=15, checkpoint_every=7)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
-  whole = loop.train(experiment(), OPTIONS, tmp_path / 'whole', progress=False)
-  loop.train(experiment(), dataclasses.replace(OPTIONS, steps=21), tmp_path / 'parts', progress=False)
-  resumed = loop.train(experiment(), OPTIONS, tmp_path / 'parts', resume=True, progress=False)
+  whole = training.train(experiment(), OPTIONS, tmp_path / 'whole', progress=False)
+  training.train(experiment(), dataclasses.replace(OPTIONS, steps=21), tmp_path / 'parts', progress=False)
+  resumed = training.train(experiment(), OPTIONS, tmp_path / 'parts', resume=True, progress=False)
   assert resumed['params_sha256'] == whole['params_sha256']
   lines = [r['losses'] for r in rundir.read_metrics(tmp_path / 'whole' / 'metrics.jsonl') if 'losses' in r]
   assert len(lines) == 3 and all(None not in line.values() for line in lines)

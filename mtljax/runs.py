@@ -1,0 +1,90 @@
+"""A run: an experiment with its options, traced and compiled."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+
+from mtljax import arrays, balancing, evaluate, parallel, train_step
+from mtljax.base import Batch, StepInfo, TrainState
+from mtljax.experiment import Experiment, Options
+
+
+class Run:
+  """An experiment with its options, traced: what is wrong with either is found here, before anything is trained.
+
+  Args:
+    experiment, options: what to run.
+
+  Attributes:
+    names: the order of the task axis.
+    abstract: shapes and dtypes of the `TrainState`.
+
+  Raises:
+    InputError: balancer, model, tasks, data and options that do not fit together.
+  """
+
+  def __init__(self, experiment: Experiment, options: Options):
+    self.experiment, self.options = experiment, options
+    self.names = arrays.task_names(experiment.tasks)
+    model, tasks, train = experiment.model, experiment.tasks, experiment.train
+    balancer = balancing.parse(options.balancer, steps_per_epoch=train.steps_per_epoch)
+    optimizer = experiment.optimizer(options.learning_rate, self.names)
+    step = train_step.make_train_step(
+      model,
+      tasks,
+      optimizer,
+      balancer,
+      at=options.at,
+      objectives=options.objectives,
+      penalties=tuple(experiment.penalties),
+      on_nonfinite='drop' if options.on_nonfinite == 'drop' else 'error',
+    )
+    init = functools.partial(train_step.init_state, model, tasks, optimizer, balancer, objectives=options.objectives)
+    batch = train.example()
+    self._init = jax.jit(lambda key: init(batch, key))
+    self.abstract = self._init.eval_shape(jax.random.key(options.seed))
+
+    if options.mode == 'jit':  # the rows are gathered in the compiled step
+
+      def gathered(state, draw, examples):
+        return step(state, train.gather(examples, draw))
+
+      call = jax.jit(gathered, donate_argnums=0)
+      call.eval_shape(self.abstract, train.draw(options.seed, 0), train.examples)
+      self._step = lambda state, index: call(state, train.draw(options.seed, index), train.examples)
+    else:
+      compiled = parallel.compile_step(step, options.mode)
+      compiled.eval_shape(self.abstract, train(options.seed, 0))
+      self._step = lambda state, index: compiled(state, train(options.seed, index))
+
+    self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))
+    for split in (experiment.val, experiment.test):
+      if split:
+        self._eval_step.eval_shape(self.abstract.params, self.abstract.model_state, split[0])
+
+  def init(self) -> TrainState:
+    """A fresh state."""
+    return self._init(jax.random.key(self.options.seed))
+
+  def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
+    """Step number `index`, from 0; the state is donated."""
+    return self._step(state, index)
+
+  def evaluate(self, state: TrainState, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
+    """{task: {metric or 'loss': value}}, metrics in the task's order; {} without batches."""
+    model, tasks = self.experiment.model, self.experiment.tasks
+    if not batches:
+      return {}
+    values = evaluate.evaluate(model, tasks, state.params, state.model_state, batches, self._eval_step)
+    return {task.name: {name: values[task.name][name] for name in (*task.metrics, 'loss')} for task in tasks}
+
+  def gramian(self, state: TrainState, index: int) -> jax.Array:
+    """G f[T, T] on the batch of step `index`, for methods whose own step does not need one."""
+    train = self.experiment.train
+    return self._gramian(state, train.draw(self.options.seed, index), train.examples)
+
+  @functools.cached_property
+  def _gramian(self):
+    diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
+    return jax.jit(lambda state, draw, examples: diagnose(state, self.experiment.train.gather(examples, draw)))
