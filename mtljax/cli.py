@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, runs, sharing
+from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, runs, sharing, training
 from mtljax import experiment as experiment_lib
 from mtljax.analysis import draw, tables
 from mtljax.base import InputError
 from mtljax.compare import compare
 from mtljax.lanes import Plan
 
+OF_RUNS = tuple(field.name for field in dataclasses.fields(experiment_lib.Options))
 MAY_CHANGE = ('steps', 'eval_every', 'checkpoint_every', 'log_every', 'mode', 'on_nonfinite', 'data_dir')  # on resuming
 USAGE = """usage: mtljax COMMAND [EXPERIMENT | RUN_DIR] [OPTIONS]
 
@@ -30,7 +31,7 @@ mtljax --version"""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(loop.Options):
+class TrainOptions(experiment_lib.Options):
   """Trains one method and prints the test metrics.
 
   Attributes:
@@ -148,7 +149,7 @@ def _train(argv):
     raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
   module = experiment_lib.load(name) if name else None
   values, config = options.parse('train', TrainOptions, argv, module, stored)
-  chosen = loop.Options(**{field.name: values[field.name] for field in dataclasses.fields(loop.Options)})
+  chosen = experiment_lib.Options(**{name: values[name] for name in OF_RUNS})
   if resume:
     _check_resumed(stored, {**values, 'config': dataclasses.asdict(config)}, resume)
   experiment = experiment_lib.build(module, config)
@@ -159,7 +160,7 @@ def _train(argv):
   label = re.sub(r'[^\w.-]+', '_', chosen.balancer).strip('_')
   place = resume or values['run_dir'] or pathlib.Path('runs') / experiment.name / f'{label}-seed{chosen.seed}'
   meta = _meta(name, values, config)
-  loop.train(experiment, chosen, place, overwrite=values['overwrite'], resume=bool(resume), config=meta)
+  training.train(experiment, chosen, place, overwrite=values['overwrite'], resume=bool(resume), config=meta)
 
 
 def _compare(argv):
@@ -229,16 +230,14 @@ def _evaluate(argv):
     )
   run_dir = pathlib.Path(run_dir)
   stored = rundir.read_json(run_dir / 'config.json')
-  if not {'source', 'config', *(field.name for field in dataclasses.fields(loop.Options))} <= set(stored):
+  if not {'source', 'config', *OF_RUNS} <= set(stored):
     raise InputError(f'run directory {run_dir}: its config.json is not one of `mtljax train`.')
   module = experiment_lib.load(stored['source'])
   config = dict(stored['config'])
   if 'data_dir' in config:
     config['data_dir'] = values['data_dir'] or config['data_dir']
   experiment = experiment_lib.build(module, experiment_lib.config_from_json(module.Config, config))
-  run = runs.Run(
-    experiment, loop.Options(**{f.name: stored[f.name] for f in dataclasses.fields(loop.Options)})
-  )
+  run = runs.Run(experiment, experiment_lib.Options(**{name: stored[name] for name in OF_RUNS}))
   folder = run_dir / 'checkpoints'
   best = checkpoint.best_step(folder) if values['checkpoint'] == 'best' else None
   if best is not None:

@@ -8,7 +8,6 @@ import os
 from typing import Annotated
 
 from mtljax import experiment as experiment_lib
-from mtljax import loop
 from mtljax.base import InputError
 
 
@@ -27,7 +26,8 @@ def parse(command, cls, argv, module, stored=None, positional='EXPERIMENT'):
   if 'data_dir' in options and command != 'evaluate':
     default = os.environ.get('MTLJAX_DATA_DIR') or options['data_dir'][1] or '~/.cache/mtljax'
     options['data_dir'] = (str, default, options['data_dir'][2])
-  hidden = {field.name for field in dataclasses.fields(loop.Options)} - set(options)  # of `train`, not of `compare`
+  of_runs = {field.name for field in dataclasses.fields(experiment_lib.Options)}
+  hidden = of_runs - set(options)  # of `train`, not of `compare`
   options |= {name: field for name, field in own.items() if name not in options and name not in hidden}
   fields = [
     (n, Annotated[t, tyro.conf.arg(help=text)], dataclasses.field(default_factory=lambda d=d: d))

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import checkpoint, cli, experiment, loop, rundir, runs, sharing
+from mtljax import checkpoint, cli, experiment, loop, rundir, runs, sharing, training
 from mtljax.cli import COMMANDS, main
 
 TRAIN = ('--steps', '12', '--eval_every', '6', '--checkpoint-every', '4', '--balancer', 'uncertainty')
@@ -254,6 +254,7 @@ def never(*args, **kwargs):
   ],
 )
 def test_bad_input_is_one_sentence_before_training(folder, capfd, monkeypatch, argv, message):
+  monkeypatch.setattr(training, 'fit', never)
   monkeypatch.setattr(loop, 'fit', never)
   monkeypatch.chdir(folder)
   places = {
@@ -281,7 +282,7 @@ def test_help_has_every_option_its_meaning_and_default(folder, capfd, monkeypatc
   text = ' '.join(re.sub(r'[│╭╮╰╯─]', ' ', out).split())
   options = experiment.fields(COMMANDS[command][0])
   own = experiment.fields(experiment.load(argv[0]).Config) if argv else {}
-  trains = {field.name for field in dataclasses.fields(loop.Options)}
+  trains = {field.name for field in dataclasses.fields(experiment.Options)}
   for name, (_, default, meaning) in {**own, **options}.items():
     if name in own and name not in options and name in trains:
       assert f'--{name} ' not in text  # `compare` has rates and seeds of its own
@@ -331,7 +332,7 @@ def test_default_places(tmp_path, capfd, monkeypatch):
   source = tiny.SOURCE.replace('width: int = 8', "width: int = 8\n  data_dir: str = 'nowhere'")
   path = tiny.write(tmp_path, source=source)
   runs = []
-  monkeypatch.setattr(loop, 'train', lambda experiment, options, place, **kwargs: runs.append((place, kwargs)))
+  monkeypatch.setattr(training, 'train', lambda experiment, options, place, **kwargs: runs.append((place, kwargs)))
   monkeypatch.setenv('MTLJAX_DATA_DIR', '~/of_the_environment')
   argv = ('train', str(path), '--balancer', 'constant(weights=[1.0, 2.0])', '--seed=2')
   assert call(capfd, *argv)[0] == 0

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import mtljax as mtl
-from mtljax import loop, sharing
+from mtljax import loop, sharing, training
 from mtljax.base import InputError
 from mtljax.compare import compare
 from mtljax.experiment import Options, subset
@@ -48,7 +48,7 @@ def test_rates_are_chosen_on_validation_data(outcome):
 @pytest.mark.parametrize('method', ['equal', 'pcgrad'])
 def test_a_lane_is_the_run_of_its_seed_and_rate(experiment, outcome, tmp_path, method):
   options = Options(balancer=method, seed=4, steps=30, learning_rate=1e-2)
-  alone = loop.train(experiment, options, tmp_path / 'run', progress=False)
+  alone = training.train(experiment, options, tmp_path / 'run', progress=False)
   for task, values in alone['test'].items():
     for name, value in values.items():
       assert outcome.rows[method]['test'][task][name]['values'][1] == pytest.approx(value, rel=1e-3), (task, name)
@@ -56,7 +56,7 @@ def test_a_lane_is_the_run_of_its_seed_and_rate(experiment, outcome, tmp_path, m
 
 def test_baselines_are_trained_on_their_task_alone(experiment, outcome, tmp_path):
   options = Options(seed=0, steps=30, learning_rate=1e-2)
-  alone = loop.train(subset(experiment, ['size']), options, tmp_path / 'run', progress=False)
+  alone = training.train(subset(experiment, ['size']), options, tmp_path / 'run', progress=False)
   value = outcome.rows['single-task']['test']['size']['rmse']['values'][0]
   assert value == pytest.approx(alone['test']['size']['rmse'], rel=1e-3)
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import mtljax as mtl
-from mtljax import loop
+from mtljax import training
 from mtljax.base import InputError
 from mtljax.compare import Plan, compare
 from mtljax.data import Batches, EvalStream, Stream, eval_batches, schedules
@@ -186,10 +186,10 @@ def experiment(stream):
 
 def test_a_run_is_that_of_arrays_and_goes_on_with_the_same_bits(tmp_path):
   options = Options(balancer='mgda', steps=14, eval_every=7, checkpoint_every=5)
-  whole = loop.train(experiment(False), options, tmp_path / 'arrays', progress=False)
+  whole = training.train(experiment(False), options, tmp_path / 'arrays', progress=False)
   short = dataclasses.replace(options, steps=9)
-  loop.train(experiment(True), short, tmp_path / 'stream', progress=False)
-  resumed = loop.train(experiment(True), options, tmp_path / 'stream', resume=True, progress=False)
+  training.train(experiment(True), short, tmp_path / 'stream', progress=False)
+  resumed = training.train(experiment(True), options, tmp_path / 'stream', resume=True, progress=False)
   assert resumed['params_sha256'] == whole['params_sha256'] and resumed['test'] == whole['test']
 
 
