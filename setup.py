@@ -56,7 +56,7 @@ setup(
     ],
     'notebooks': ['nbformat>=5.10', 'nbconvert>=7.16', 'ipykernel>=6.29'],
     'tensorboard': ['tensorboardX>=2.6.5'],
-    'bench': ['torch>=2.3', 'torchjd>=0.18'],
+    'bench': ['torch>=2.3', 'torchjd[full]>=0.18'],
     'cuda': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
   },
