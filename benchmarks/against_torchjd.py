@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from torch_nets import load_head, load_trunk
 from torchjd import aggregation, autogram, autojac, scalarization
+from workloads import WORKLOADS, Stepper, about, in_turn
 
 import mtljax as mtl
-from torch_nets import load_head, load_trunk
-from workloads import WORKLOADS, Stepper, about, in_turn
 
 LOSSES = {  # ours, and TorchJD's
   'equal': (lambda: mtl.balancing.equal(), lambda T: scalarization.Sum()),

@@ -17,9 +17,9 @@ import tempfile
 import time
 
 import jax
+from workloads import WORKLOADS, about
 
 import mtljax as mtl
-from workloads import WORKLOADS, about
 
 METHODS = {
   'equal': (mtl.balancing.equal, {}),

@@ -12,10 +12,10 @@ import argparse
 import dataclasses
 
 import jax
-
-import mtljax as mtl
 from levels import options_of
 from workloads import WORKLOADS, about, mlp
+
+import mtljax as mtl
 
 COLUMNS = (
   "equal: method='equal'",

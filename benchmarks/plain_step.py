@@ -11,9 +11,9 @@ import argparse
 import jax
 import jax.numpy as jnp
 import optax
+from workloads import WORKLOADS, Stepper, Workload, about, in_turn
 
 import mtljax as mtl
-from workloads import WORKLOADS, Stepper, Workload, about, in_turn
 
 
 class ByHand:
