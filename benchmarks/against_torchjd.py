@@ -9,8 +9,9 @@ TorchJD's ways: `autojac` (mtl_backward and jac_to_grad, rows together by vmap),
 parallel_chunk_size=1) and `autogram` (the Engine's Gramian, then one weighted backward pass); loss methods have its
 scalarizers (`backward`). Threads are as many as JAX has; torch's Adam is the fused one. All are called in turn in one
 run; a ratio is TorchJD's time / ours, so above 1 we are faster: the median over rounds, ± half the interquartile range,
-and in brackets that of the fastest rounds, which other jobs on the machine disturb least. `fastest` is the smallest
-median. torch's threads wait for each other busily, so with other jobs about, small nets are faster with `--threads 1`.
+and in brackets that of the fastest rounds, which other jobs on the machine disturb least, and that of processor time.
+`fastest` is the smallest median. torch's threads wait for each other busily, so with other jobs about small nets are
+faster with `--threads 1`.
 
 Before timing, at the same parameters and the same batch: losses and Gramian of both sides agree, and both solvers are
 given the same Gramian; `direction` is |d - d'| / |d| of what they make of it (d = w J, from G). TorchJD's mgda and
@@ -141,7 +142,7 @@ def direction_error(name: str, method: str, ours: Stepper) -> float:
 
 def compare(name: str, methods, rounds: int, limit: float):
   """One table of a workload."""
-  print(f'\n{name:<13}{"ours ms":>9}{"direction":>11}' + ''.join(f'{way:>24}' for way in WAYS) + f'{"fastest":>9}')
+  print(f'\n{name:<13}{"ours ms":>9}{"direction":>11}' + ''.join(f'{way:>30}' for way in WAYS) + f'{"fastest":>9}')
   for method in methods:
     ours = Stepper(WORKLOADS[name], METHODS[method][0]())
     error = direction_error(name, method, ours)
@@ -150,7 +151,7 @@ def compare(name: str, methods, rounds: int, limit: float):
     found = {way: ratio(way, 'ours') for way in runs}
     if method in LOSSES:
       found = {'autojac': found['backward']}
-    cells = [f'{found.get(way, "–")!s:>24}' for way in WAYS]
+    cells = [f'{found.get(way, "–")!s:>30}' for way in WAYS]
     fastest = min(ratio.median for ratio in found.values())
     print(f'{method:<13}{1e3 * seconds["ours"]:>9.2f}{error:>11.0e}' + ''.join(cells) + f'{fastest:>9.2f}', flush=True)
 

@@ -5,7 +5,7 @@
 
 Columns are options of `make_train_step`, all with `mgda`, whose solver is less than 1 % of a step. MLP 128-4x512, batch
 256, Adam for every part. Steps are taken in turn in one run; medians of the ratio within a round,
-± half the interquartile range, and the ratio of the fastest rounds in brackets.
+± half the interquartile range; in brackets the ratio of the fastest rounds and that of processor time.
 """
 
 import argparse
@@ -31,13 +31,13 @@ def main():
   args = parser.parse_args()
   columns = dict(map(options_of, args.columns))
   print(about())
-  print(f'{"step / equal":<14}{"equal ms":>10}' + ''.join(f'{name:>24}' for name in columns))
+  print(f'{"step / equal":<14}{"equal ms":>10}' + ''.join(f'{name:>28}' for name in columns))
   for name in args.workloads:
     workload = WORKLOADS[name]
     steps = {'equal': Stepper(workload, mtl.balancing.equal())}
     steps |= {column: Stepper(workload, mtl.balancing.mgda(), **options) for column, options in columns.items()}
     seconds, ratio = in_turn(steps, args.rounds)
-    cells = [f'{ratio(column, "equal")!s:>24}' for column in columns]
+    cells = [f'{ratio(column, "equal")!s:>28}' for column in columns]
     print(f'{name:<14}{1e3 * seconds["equal"]:>10.2f}' + ''.join(cells), flush=True)
 
 

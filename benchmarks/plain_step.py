@@ -3,7 +3,8 @@
   python benchmarks/plain_step.py
 
 Both train the same net on the same batch with Adam for every part. The two are called in turn in one run; what counts
-is the ratio, the median over rounds (± half the interquartile range); `fastest` is that of the two fastest rounds.
+is the ratio, the median over rounds (± half the interquartile range); `fastest` is that of the fastest rounds,
+`cpu` that of processor time.
 """
 
 import argparse
@@ -58,12 +59,12 @@ def main():
   parser.add_argument('--rounds', type=int, default=100, help='pairs of rounds (default 100)')
   args = parser.parse_args()
   print(about())
-  print(f'{"workload":<10}{"mtljax ms":>12}{"by hand ms":>12}{"ratio":>10}{"±":>8}{"fastest":>10}')
+  print(f'{"workload":<10}{"mtljax ms":>12}{"by hand ms":>12}{"ratio":>10}{"±":>8}{"fastest":>10}{"cpu":>8}')
   for name in args.workloads:
     steps = {'ours': Stepper(WORKLOADS[name], mtl.balancing.equal()), 'by hand': ByHand(WORKLOADS[name])}
     seconds, ratio = in_turn(steps, args.rounds, limit=30)
     found = ratio('ours', 'by hand')
-    cells = f'{found.median:>10.3f}{found.spread:>8.3f}{found.best:>10.3f}'
+    cells = f'{found.median:>10.3f}{found.spread:>8.3f}{found.best:>10.3f}{found.cpu:>8.3f}'
     print(f'{name:<10}{1e3 * seconds["ours"]:>12.3f}{1e3 * seconds["by hand"]:>12.3f}{cells}', flush=True)
 
 

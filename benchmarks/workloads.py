@@ -82,26 +82,27 @@ class Stepper:
 
 
 class Ratio(NamedTuple):
-  """Of two contestants: the median over rounds, half its interquartile range, and that of their fastest rounds.
+  """Of two contestants: the median over rounds, half its interquartile range; of fastest rounds; of processor time.
 
-  On a machine with other jobs the last is the least disturbed.
+  Other jobs on the machine disturb the last two least. Processor time counts threads that wait busily, too.
   """
 
   median: float
   spread: float
   best: float
+  cpu: float
 
   def __str__(self):
-    return f'{self.median:.2f} ± {self.spread:.2f} ({self.best:.2f})'
+    return f'{self.median:.2f} ± {self.spread:.2f} ({self.best:.2f}, {self.cpu:.2f})'
 
 
-def seconds_of(call: Callable[[], Any], calls: int) -> float:
-  """Seconds a call."""
-  start = time.perf_counter()
+def seconds_of(call: Callable[[], Any], calls: int) -> tuple[float, float]:
+  """Seconds a call, and seconds of the processor."""
+  start, cpu = time.perf_counter(), time.process_time()
   for _ in range(calls):
     out = call()
   jax.block_until_ready(out)
-  return (time.perf_counter() - start) / calls
+  return (time.perf_counter() - start) / calls, (time.process_time() - cpu) / calls
 
 
 def in_turn(
@@ -115,18 +116,18 @@ def in_turn(
   calls = {}
   for name, call in contestants.items():
     seconds_of(call, 2)  # compiled, warm
-    calls[name] = int(np.clip(round(window / seconds_of(call, 1)), 1, 1000))
+    calls[name] = int(np.clip(round(window / seconds_of(call, 1)[0]), 1, 1000))
   table, clock = [], time.perf_counter()
   while len(table) < rounds and (len(table) < 3 or time.perf_counter() - clock < limit):
     table.append([seconds_of(call, calls[name]) for name, call in contestants.items()])
-  columns = dict(zip(contestants, np.array(table).T))
+  wall, cpu = (dict(zip(contestants, column)) for column in np.moveaxis(np.array(table), 0, -1).swapaxes(0, 1))
 
   def ratio(name, to):
-    quotient = columns[name] / columns[to]
-    low, middle, high = np.percentile(quotient, (25, 50, 75))
-    return Ratio(float(middle), float(high - low) / 2, float(columns[name].min() / columns[to].min()))
+    low, middle, high = np.percentile(wall[name] / wall[to], (25, 50, 75))
+    processor = np.median(cpu[name] / cpu[to])
+    return Ratio(float(middle), float(high - low) / 2, float(wall[name].min() / wall[to].min()), float(processor))
 
-  return {name: float(np.median(column)) for name, column in columns.items()}, ratio
+  return {name: float(np.median(column)) for name, column in wall.items()}, ratio
 
 
 def about(*packages: str) -> str:
