@@ -157,6 +157,24 @@ def use_axis(name: str | None):
     _AXIS.reset(token)
 
 
+_PLACED: contextvars.ContextVar[bool] = contextvars.ContextVar('mtljax_placed', default=False)
+
+
+def placed_by_compiler() -> bool:
+  """Whether arrays of the step being traced are split over devices by the compiler: reshaping one may gather it."""
+  return _PLACED.get()
+
+
+@contextlib.contextmanager
+def place_by_compiler():
+  """Sets `placed_by_compiler()` while a step is traced."""
+  token = _PLACED.set(True)
+  try:
+    yield
+  finally:
+    _PLACED.reset(token)
+
+
 def psum(tree: PyTree) -> PyTree:
   """Sum over the devices of the axis."""
   return tree if axis() is None else jax.lax.psum(tree, axis())

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax import _solvers
-from mtljax.arrays import expand_to, real_dtype
+from mtljax.arrays import expand_to, placed_by_compiler, real_dtype
 from mtljax.base import Array, InputError, PyTree
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -32,6 +32,8 @@ def gramian(jacobian: PyTree) -> Array:
     raise InputError('jacobian: found a pytree without leaves, expected leaves f[T, *param].')
 
   def products(leaf):
+    if not placed_by_compiler():  # one long axis: a product over several takes 2 to 7 times as long on a CPU
+      leaf = leaf.reshape(len(leaf), -1)
     axes = tuple(range(1, leaf.ndim))
     dtype = jnp.promote_types(leaf.dtype, real_dtype())
     return jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=HIGHEST, preferred_element_type=dtype)

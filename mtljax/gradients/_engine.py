@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mtljax import arrays, inputs, linalg
 from mtljax.base import Array, Balancer, Batch, InputError, Model, Penalty, PyTree, Task, TaskGradients
-from mtljax.gradients import _examples, _oracle, _trees
+from mtljax.gradients import _examples, _oracle, _rows, _trees
 from mtljax.gradients._forward import forward_pass, hold_state, task_weights
 from mtljax.gradients._penalties import output_penalties
 
@@ -165,22 +165,31 @@ def task_gradients(
     heads, rows = forward.pull_all(scaled, present)
     together = penalty_row is not None and not drop  # a dropped task takes its penalties with it
     stacked = _trees.stack([*rows, penalty_row] if together else rows)
-    jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), chunk_size))
-    last = None
-    if together:
-      jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))
-    if drop:
-      if jax.tree.leaves(jacobian):  # nothing may be shared
-        present &= jax.vmap(arrays.all_finite)(jacobian)
-      jacobian = linalg.mask_rows(present, jacobian)
-      penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
-    gramian = _trees.gramian(jacobian, len(names))
-    if balancer.level == 'gramian':
+    # factors are those of this device, and of rows that need not be looked at
+    local = arrays.axis() is None and not arrays.placed_by_compiler()
+    if balancer.level == 'gramian' and local and chunk_size is None and not drop and jax.tree.leaves(stacked):
+      found = _rows.factored(forward.lift, stacked)
+      gramian = found.gramian[: len(names), : len(names)]
       weights, balancer_state = balance(gramian, present)
-      shared = linalg.combine(weights, jacobian)
+      shared = found.combine(jnp.append(weights, 1) if together else weights)
+      shared = shared if together else alone(shared)
     else:
-      shared, balancer_state = balance(jacobian, present)
-    shared = alone(shared) if last is None else _trees.tree_sum([shared, last])
+      jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), chunk_size))
+      last = None
+      if together:
+        jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))
+      if drop:
+        if jax.tree.leaves(jacobian):  # nothing may be shared
+          present &= jax.vmap(arrays.all_finite)(jacobian)
+        jacobian = linalg.mask_rows(present, jacobian)
+        penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
+      gramian = _trees.gramian(jacobian, len(names))
+      if balancer.level == 'gramian':
+        weights, balancer_state = balance(gramian, present)
+        shared = linalg.combine(weights, jacobian)
+      else:
+        shared, balancer_state = balance(jacobian, present)
+      shared = alone(shared) if last is None else _trees.tree_sum([shared, last])
 
   heads = arrays.psum(heads)
   if drop:

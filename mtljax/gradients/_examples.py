@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mtljax import arrays, inputs, linalg
 from mtljax.base import Array, Batch, InputError, Model, PyTree, Task
 from mtljax.gradients import _trees
+from mtljax.gradients._program import Program
 
 OBJECTIVES = ('tasks', 'examples', 'examples_tasks')
 
@@ -156,7 +157,7 @@ class _Factor(NamedTuple):
 
 
 class _Traced:
-  """The gradients of a group of examples as a program of which other values than its results can be asked.
+  """The gradients of a group of examples, traced.
 
   Attributes:
     size: how many examples.
@@ -164,35 +165,25 @@ class _Traced:
   """
 
   def __init__(self, function, args):
-    self.closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    self.args = jax.tree.leaves(args)
-    *self.rows, self.losses, self.present = self.closed.jaxpr.outvars
-    self.size = shape[1][0].shape[0]
-    self.made = {id(v): eqn for eqn in self.closed.jaxpr.eqns for v in eqn.outvars}
+    self.program = Program(function, *args)
+    *self.rows, self.losses, self.present = self.program.results
+    self.size = self.program.shapes[1][0].shape[0]
 
   def evaluate(self, plans):
     """Losses f[B], presence bool[B], and for every leaf its two factors, or its rows where the plan is None."""
     flat = lambda var: _Factor(var, tuple(range(var.aval.ndim)), (self.size, 1, math.prod(var.aval.shape[1:])))
     wanted = [plan or (flat(var),) for plan, var in zip(plans, self.rows, strict=True)]
     variables = [self.losses, self.present, *(factor.variable for leaf in wanted for factor in leaf)]
-    jaxpr = self.closed.jaxpr
-    jaxpr = jaxpr.replace(outvars=variables, debug_info=jaxpr.debug_info.with_unknown_names())
-    losses, present, *values = jax.core.eval_jaxpr(jaxpr, self.closed.consts, *self.args)
+    losses, present, *values = self.program.evaluate(variables)
     values = iter(values)
     return losses, present, [[next(values).transpose(f.order).reshape(f.shape) for f in leaf] for leaf in wanted]
 
   def factors(self, leaf: int):
     """The two sides of the product that a leaf ends in, and how the leaf lies in it; or None."""
-    variable = self.rows[leaf]
-    axes = tuple(range(variable.aval.ndim))
-    while (eqn := self.made.get(id(variable))) is not None:
-      if eqn.primitive.name == 'transpose':
-        axes = tuple(eqn.params['permutation'][axis] for axis in axes)
-      elif eqn.primitive.name != 'convert_element_type':
-        break
-      variable = eqn.invars[0]
-    if eqn is None or eqn.primitive.name != 'dot_general':
+    found = self.program.product(self.rows[leaf])
+    if found is None:
       return None
+    eqn, axes = found
     contracted, batched = eqn.params['dimension_numbers']
     if len(batched[0]) != 1 or axes[0] != 0:  # the examples are the one batch dimension, which comes first
       return None
