@@ -26,7 +26,7 @@ def tags(folder, draw):
   for part, count in {'train': 30, 'val': 5, 'test': 6}.items():
     lines = []
     for i in range(count):
-      words = list(draw.choice(['Ann', 'saw', 'Rome', 'today'], draw.integers(2, 6)))
+      words = list(draw.choice(['Ann', 'saw', 'New York', 'today'], draw.integers(2, 6)))
       line = {'tokens': words, 'upos': ['PROPN' if w[0].isupper() else 'X' for w in words]}
       if i % 3 == 0:
         line['ner'] = ['B-name' if w[0].isupper() else 'O' for w in words]
