@@ -1,13 +1,16 @@
 """One step on many devices: every mode takes and returns the same things, with the same numbers to float rounding."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtljax import arrays
+from mtljax import arrays, hosts
 from mtljax.base import Batch, InputError, PyTree
+from mtljax.data import batching
 
 MODES = ('jit', 'pmap', 'shard_map', 'sharded')
 AXIS = 'data'
@@ -21,14 +24,18 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
     mode: 'jit', one device; 'shard_map' and 'pmap', every device takes a slice of the batch and the Jacobian is summed
       over devices; 'sharded', the compiler places the collectives (jit over NamedSharding), and with a second mesh axis
       'model' parameters and optimiser state are split over it.
-    mesh: of devices, one axis for the data; None takes all devices.
+    mesh: of devices, one axis for the data; None takes all devices, of all processes.
     donate: the state's buffers are reused, the state that was passed in is gone.
 
   Returns:
     The compiled step: one state without a device axis, one global batch.
 
+  With several processes each calls it with the same state and the same global batch: whole in every process, or dealt
+  out already (`global_batches`).
+
   Raises:
-    InputError: an unknown mode, a mesh that does not fit it; when called, a batch that the devices do not divide.
+    InputError: an unknown mode, a mesh that does not fit it, 'pmap' with several processes; when called, a batch that
+      the devices do not divide.
   """
   if mode not in MODES:
     raise InputError(f'mode: found {mode!r}, expected one of {MODES}.')
@@ -37,7 +44,12 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
       raise InputError("mesh: found one with mode='jit', which runs on one device; use 'sharded' or 'shard_map'.")
   else:
     # axes of type Auto, whatever the given mesh has: the compiler places the collectives
-    mesh = Mesh(mesh.devices, mesh.axis_names) if mesh is not None else Mesh(np.array(jax.devices()), (AXIS,))
+    mesh = Mesh(mesh.devices, mesh.axis_names) if mesh is not None else _all_devices()
+    if mode == 'pmap' and hosts.several():
+      raise InputError(
+        "mode: found 'pmap' with several processes, expected 'shard_map', which runs the same program: pmap takes and "
+        "gives what lies on one process's devices, and no global batch or state."
+      )
     if mode != 'sharded' and len(mesh.axis_names) != 1:
       raise InputError(f'mesh: found axes {mesh.axis_names}, expected one axis for mode={mode!r}.')
   return _Compiled(step, mode, mesh, (0,) if donate else ())
@@ -58,7 +70,7 @@ class _Compiled:
     if self.mesh is not None:
       check_divisible(batch, self.mesh.shape[data_axis(self.mesh)])
       if not _lies_on(state.replace(key=None), self.mesh):  # the first call; later ones get what the step returned
-        state = jax.device_put(state, state_sharding(state, self.mesh), may_alias=False)
+        state = place(state, state_sharding(state, self.mesh))
       if self.mode != 'pmap':
         batch = shard_batch(batch, self.mesh)
     if state.key is not self.key:
@@ -89,7 +101,9 @@ class _Compiled:
       return run(*args, axis_name=axis)
 
     def sharded(*args):  # the new state lies where the old one lay, so that the next call recompiles nothing
-      state, info = run(*args)
+      with arrays.place_by_compiler():
+        state, info = run(*args)
+      info = jax.lax.with_sharding_constraint(info, NamedSharding(mesh, PartitionSpec()))
       return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), info
 
     if self.mode == 'pmap':
@@ -128,7 +142,71 @@ def check_divisible(batch: Batch, size: int) -> None:
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
   """Deals a global batch out over the data axis of the mesh."""
   check_divisible(batch, mesh.shape[data_axis(mesh)])
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(data_axis(mesh))))
+  rows = NamedSharding(mesh, PartitionSpec(data_axis(mesh)))
+  if not hosts.several():
+    return jax.device_put(batch, rows)
+  return jax.tree.map(lambda leaf: leaf if getattr(leaf, 'sharding', None) == rows else _put(leaf, rows), batch)
+
+
+def global_batches(train, mesh: Mesh) -> Callable[[int, int], Batch]:
+  """`(seed, step) -> batch` of several processes: each makes its own rows only, of the batch that one would have.
+
+  The transform then runs on the whole batch, which lies dealt out, so that its draws are those of one process.
+
+  Args:
+    train: `data.Batches` or `data.Stream`.
+    mesh: of all devices, one process's after another's.
+
+  Raises:
+    InputError: batches that cannot be had in parts, or that the devices do not divide.
+  """
+  if not hasattr(train, 'shard'):
+    found = type(train).__name__
+    raise InputError(f'Experiment train: found {found} with several processes, expected data.Batches or data.Stream.')
+  size = mesh.shape[data_axis(mesh)]
+  if train.batch_size % size:
+    raise InputError(
+      f'batch_size: found {train.batch_size}, expected one that can be divided by {size}, the number of devices of '
+      f'all {jax.process_count()} processes.'
+    )
+  own = dataclasses.replace(train, shard=(jax.process_index(), jax.process_count()), transform=None)
+  rows = NamedSharding(mesh, PartitionSpec(data_axis(mesh)))
+  transform = jax.jit(functools.partial(batching.transformed, train.transform), out_shardings=rows)
+
+  def batch(seed, step):
+    parts = jax.tree.map(np.asarray, own(seed, step))
+    whole = jax.make_array_from_process_local_data(rows, parts)
+    return whole if train.transform is None else transform(whole, batching.stamp(seed, step))
+
+  return batch
+
+
+def place(tree: PyTree, sharding: PyTree) -> PyTree:
+  """Copies arrays, whole in every process, to where they belong; typed keys too."""
+  if not hosts.several():
+    return jax.device_put(tree, sharding, may_alias=False)
+  return jax.tree.map(_put, tree, sharding)
+
+
+def local(tree: PyTree) -> PyTree:
+  """This process's copy of replicated arrays, on one device."""
+  if not hosts.several():
+    return tree
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def _put(leaf, sharding):
+  if jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key):
+    impl = jax.random.key_impl(leaf)
+    wrap = jax.jit(lambda raw: jax.random.wrap_key_data(raw, impl=impl), out_shardings=sharding)
+    return wrap(_put(jax.random.key_data(leaf), sharding))
+  value = np.asarray(leaf)
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _all_devices() -> Mesh:
+  devices = sorted(jax.devices(), key=lambda device: device.process_index)  # rows of a process lie side by side
+  return Mesh(np.array(devices), (AXIS,))
 
 
 def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:

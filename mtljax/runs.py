@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-from mtljax import arrays, balancing, evaluate, parallel, train_step
-from mtljax.base import Batch, StepInfo, TrainState
+from mtljax import arrays, balancing, evaluate, hosts, parallel, train_step
+from mtljax.base import Batch, InputError, StepInfo, TrainState
 from mtljax.experiment import Experiment, Options
 
 
@@ -18,7 +18,7 @@ class Run:
 
   Attributes:
     names: the order of the task axis.
-    abstract: shapes and dtypes of the `TrainState`.
+    abstract: shapes and dtypes of the `TrainState`; with several processes where it lies, too.
 
   Raises:
     InputError: balancer, model, tasks, data and options that do not fit together.
@@ -45,6 +45,12 @@ class Run:
     self._init = jax.jit(lambda key: init(batch, key))
     self.abstract = self._init.eval_shape(jax.random.key(options.seed))
 
+    self._batches = train
+    if options.mode == 'jit' and hosts.several():
+      raise InputError(
+        f"mode: found 'jit' with {jax.process_count()} processes, expected 'shard_map' or 'sharded': 'jit' runs on one "
+        'device, and every process would train a model of its own.'
+      )
     if options.mode == 'jit':  # the rows are gathered in the compiled step
 
       def gathered(state, draw, examples):
@@ -55,36 +61,55 @@ class Run:
       self._step = lambda state, index: call(state, train.draw(options.seed, index), train.examples)
     else:
       compiled = parallel.compile_step(step, options.mode)
-      compiled.eval_shape(self.abstract, train(options.seed, 0))
-      self._step = lambda state, index: compiled(state, train(options.seed, index))
+      if hosts.several():
+        self._batches = parallel.global_batches(train, compiled.mesh)
+      compiled.eval_shape(self.abstract, self._batches(options.seed, 0))
+      self._step = lambda state, index: compiled(state, self._batches(options.seed, index))
 
     self._eval_step = jax.jit(evaluate.make_eval_step(model, tasks))
     for split in (experiment.val, experiment.test):
       if split:
         self._eval_step.eval_shape(self.abstract.params, self.abstract.model_state, split[0])
+    if hosts.several():
+      lies = jax.sharding.NamedSharding(compiled.mesh, jax.sharding.PartitionSpec())
+      self.abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), self.abstract)
 
   def init(self) -> TrainState:
     """A fresh state."""
-    return self._init(jax.random.key(self.options.seed))
+    state = self._init(jax.random.key(self.options.seed))
+    if not hosts.several():
+      return state
+    return parallel.place(state, jax.tree.map(lambda x: x.sharding, self.abstract))
 
   def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
     """Step number `index`, from 0; the state is donated."""
     return self._step(state, index)
 
   def evaluate(self, state: TrainState, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
-    """{task: {metric or 'loss': value}}, metrics in the task's order; {} without batches."""
+    """{task: {metric or 'loss': value}}, metrics in the task's order; {} without batches.
+
+    Each of several processes does all of it, on its own copy of the parameters: the same numbers, and no waiting.
+    """
     model, tasks = self.experiment.model, self.experiment.tasks
     if not batches:
       return {}
-    values = evaluate.evaluate(model, tasks, state.params, state.model_state, batches, self._eval_step)
+    params, model_state = parallel.local((state.params, state.model_state))
+    values = evaluate.evaluate(model, tasks, params, model_state, batches, self._eval_step)
     return {task.name: {name: values[task.name][name] for name in (*task.metrics, 'loss')} for task in tasks}
 
   def gramian(self, state: TrainState, index: int) -> jax.Array:
     """G f[T, T] on the batch of step `index`, for methods whose own step does not need one."""
-    train = self.experiment.train
-    return self._gramian(state, train.draw(self.options.seed, index), train.examples)
+    train, seed = self.experiment.train, self.options.seed
+    if hosts.several():
+      return self._global_gramian(state, self._batches(seed, index))
+    return self._gramian(state, train.draw(seed, index), train.examples)
 
   @functools.cached_property
   def _gramian(self):
     diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
     return jax.jit(lambda state, draw, examples: diagnose(state, self.experiment.train.gather(examples, draw)))
+
+  @functools.cached_property
+  def _global_gramian(self):
+    diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
+    return jax.jit(diagnose, out_shardings=self.abstract.step.sharding)

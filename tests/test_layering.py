@@ -10,7 +10,7 @@ import mtljax
 ROOT = pathlib.Path(mtljax.__file__).parent
 FLOORS = {
   0: ('base', 'arrays', 'version', 'calls'),
-  1: ('linalg', 'losses', '_solvers', 'metrics', 'relations', 'inputs'),
+  1: ('hosts', 'linalg', 'losses', '_solvers', 'metrics', 'relations', 'inputs'),
   2: ('penalties', 'learned_relations', 'trunks', 'heads', 'balancing', 'data'),
   3: ('sharing',),
   4: ('gradients', 'optim'),

@@ -57,10 +57,12 @@ class Batches:
     schedule: multi-input only: which task a step has (`data.schedules`); None gives every step a batch of all.
     buckets: `data.Buckets` of the examples, or {task: Buckets} of some tasks of multi-input ones: batches of examples
       of like length, cut to the longest of the bucket. Which bucket a step has is the same for all seeds.
+    shard: (process, number of processes): the batch has the rows of this process, `batch_size / number` of them; all
+      shards together are the batch of (0, 1), but for what a transform does. Training sets it.
 
   Raises:
     InputError: examples of another shape, none of them, or fewer than a batch; a schedule for a single input; buckets
-      of other tasks or of another number of examples.
+      of other tasks or of another number of examples; a batch size that the processes do not divide.
   """
 
   examples: PyTree
@@ -69,11 +71,13 @@ class Batches:
   transform: Callable[[jax.Array, Batch], Batch] | None = None
   schedule: Schedule | None = None
   buckets: Buckets | Mapping[str, Buckets] | None = None
+  shard: tuple[int, int] = (0, 1)
 
   def __post_init__(self):
     if self.transform is not None and not callable(self.transform):
       raise InputError(f'transform: found {self.transform!r}, expected a function (key, batch) -> batch.')
-    order = Order(count_examples(self.examples), self.batch_size, self.shuffle, self.schedule, self._buckets)
+    counts = count_examples(self.examples)
+    order = Order(counts, self.batch_size, self.shuffle, self.schedule, self._buckets, self.shard)
     object.__setattr__(self, '_order', order)
     object.__setattr__(self, 'examples', jax.tree.map(jnp.asarray, self.examples))
 

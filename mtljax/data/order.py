@@ -23,10 +23,11 @@ class Order:
     shuffle: False keeps the order of the examples.
     schedule: of multi-input steps: which task each has; None gives every step a batch of all.
     buckets: {task: Buckets}, of any of the tasks.
+    shard: (process, number of processes): which part of every batch the rows are.
 
   Raises:
     InputError: fewer examples than a batch; a schedule for a single input; buckets of other tasks or of another number
-      of examples.
+      of examples; a batch size that the processes do not divide.
   """
 
   counts: Mapping[str, int]
@@ -34,6 +35,7 @@ class Order:
   shuffle: bool = True
   schedule: Schedule | None = None
   buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict)
+  shard: tuple[int, int] = (0, 1)
 
   def __post_init__(self):
     check_batch_size(self.batch_size)
@@ -50,6 +52,12 @@ class Order:
         raise InputError(
           f'buckets{of_task(name)}: found {len(part.lengths)} lengths, expected {self.counts[name]}, as examples.'
         )
+    place, number = self.shard
+    if not 0 <= place < number or self.batch_size % number:
+      raise InputError(
+        f'shard: found {self.shard} and batch_size {self.batch_size}, expected (process, processes) with a batch size '
+        'that the processes divide.'
+      )
 
   @property
   def steps_per_epoch(self) -> int:
@@ -59,6 +67,8 @@ class Order:
 
   def rows(self, seed: int, step: int) -> tuple[PyTree, dict[str, int]]:
     """(int32[B], or {task: int32[B]} of the tasks that the step has; {task: length} of those with buckets).
+
+    With a shard B is the number of its rows, and the lengths are those of the whole batch.
 
     Raises:
       InputError: a negative seed.
@@ -70,10 +80,17 @@ class Order:
       turns = dict([self.schedule.turn(self.counts, int(step))])
     rows, lengths = {}, {}
     for name, turn in turns.items():
-      rows[name], length = self._rows(int(seed), turn, name)
+      whole, length = self._rows(int(seed), turn, name)
+      rows[name] = whole[self._part]
       if length is not None:
         lengths[name] = length
     return (rows[''] if '' in rows else rows), lengths
+
+  @property
+  def _part(self) -> slice:
+    place, number = self.shard
+    size = self.batch_size // number
+    return slice(place * size, (place + 1) * size)
 
   def first(self) -> PyTree:
     """The first rows of all tasks, whatever the schedule."""

@@ -47,7 +47,7 @@ class Stream:
     threads: that read and decode.
     ahead: batches that are held ready.
     shard: (process, number of processes): the batch has the rows of this process, `batch_size / number` of them; all
-      shards together are the batch of (0, 1).
+      shards together are the batch of (0, 1), but for what a transform does. Training sets it.
 
   Raises:
     InputError: sources without records or with fewer than a batch, a schedule for a single input, a batch size that the
@@ -72,14 +72,9 @@ class Stream:
 
   def __post_init__(self):
     object.__setattr__(self, '_read', _Blocks(self.source, self.decode))
-    object.__setattr__(self, '_order', Order(self._read.counts, self.batch_size, self.shuffle, self.schedule))
+    order = Order(self._read.counts, self.batch_size, self.shuffle, self.schedule, shard=self.shard)
+    object.__setattr__(self, '_order', order)
     object.__setattr__(self, '_readers', {})
-    place, number = self.shard
-    if not 0 <= place < number or self.batch_size % number:
-      raise InputError(
-        f'shard: found {self.shard} and batch_size {self.batch_size}, expected (process, processes) with a batch size '
-        'that the processes divide.'
-      )
 
   examples = ()  # nothing lies on the device
 
@@ -90,9 +85,7 @@ class Stream:
 
   def indices(self, seed: int, step: int) -> PyTree:
     """Which records a step reads, those of this process: int32[B], or {task: int32[B]} for multi-input."""
-    place, number = self.shard
-    size = self.batch_size // number
-    return jax.tree.map(lambda rows: rows[place * size : (place + 1) * size], self._order.rows(seed, step)[0])
+    return self._order.rows(seed, step)[0]
 
   def draw(self, seed: int, step: int) -> Draw:
     """The step's examples, read; those of the next steps are being read by then."""
