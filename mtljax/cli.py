@@ -20,7 +20,8 @@ from mtljax.compare import compare
 from mtljax.lanes import Plan
 
 OF_RUNS = tuple(field.name for field in dataclasses.fields(experiment_lib.Options))
-MAY_CHANGE = ('steps', 'eval_every', 'checkpoint_every', 'log_every', 'mode', 'on_nonfinite', 'data_dir')  # on resuming
+OFTEN = ('eval_every', 'checkpoint_every', 'log_every')
+MAY_CHANGE = ('steps', *OFTEN, 'mode', 'on_nonfinite', 'on_save_error', 'data_dir')  # on resuming
 USAGE = """usage: mtljax COMMAND [EXPERIMENT | RUN_DIR] [OPTIONS]
 
 {commands}
@@ -38,7 +39,8 @@ class TrainOptions(experiment_lib.Options):
     run_dir: where the run goes; empty is runs/<experiment>/<balancer>-seed<seed>.
     data_dir: folder of prepared data sets; empty is $MTLJAX_DATA_DIR or ~/.cache/mtljax.
     overwrite: replaces an earlier run in run_dir.
-    resume: directory of a run to go on with from its last checkpoint; its options are kept, --steps may be raised.
+    resume: directory of a run to go on with from its last checkpoint; its options are kept, --steps may be raised. With
+      an experiment, where there is no run yet, one is started there: the same command starts and restarts.
   """
 
   run_dir: str = ''
@@ -109,7 +111,7 @@ class ListOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command and returns its exit code: 0; 2 for a wrong input; 1 for a loss that became NaN; 130 for Ctrl-C."""
+  """Runs a command and returns its exit code: 0; 2 for a wrong input; 1 for a NaN or a full disk; 130 for Ctrl-C."""
   argv = list(sys.argv[1:] if argv is None else argv)
   command = argv[0] if argv else '--help'
   if command == '--version':
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return stop.code or 0
   except (InputError, OSError, loop.NonFiniteError) as error:
     print(f'mtljax {command}: {" ".join(str(error).split())}', file=sys.stderr)
-    return 1 if isinstance(error, loop.NonFiniteError) else 2
+    return 1 if isinstance(error, loop.NonFiniteError | checkpoint.SaveError) else 2
   except KeyboardInterrupt:
     print(f'mtljax {command}: stopped by Ctrl-C.', file=sys.stderr)
     return 130
@@ -140,10 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv):
   name, argv = options.split(argv)
   resume = options.value_of('--resume', argv)
-  stored = rundir.read_json(pathlib.Path(resume) / 'config.json') if resume else {}
-  if resume and stored.keys().isdisjoint({'source', 'steps'}):
+  begun = bool(resume) and (name is None or (pathlib.Path(resume) / 'config.json').exists())
+  stored = rundir.read_json(pathlib.Path(resume) / 'config.json') if begun else {}
+  if begun and stored.keys().isdisjoint({'source', 'steps'}):
     raise InputError(f'run directory {resume}: its config.json is not one of `mtljax train`.')
-  name = name or stored.get('source')
+  name = name or (_source(stored, resume) if begun else None)
   asks = not {'-h', '--help'}.isdisjoint(argv)
   if name is None and not asks:
     raise InputError(f'experiment: found none, expected a .py file or one of {sorted(experiment_lib.shipped())}.')
@@ -153,14 +156,14 @@ def _train(argv):
   if resume:
     _check_resumed(stored, {**values, 'config': dataclasses.asdict(config)}, resume)
   experiment = experiment_lib.build(module, config)
-  if resume and experiment.name != stored['experiment']:
+  if begun and experiment.name != stored['experiment']:
     raise InputError(f'--resume {resume}: found a run of {stored["experiment"]!r}, expected {experiment.name!r}.')
-  if resume and chosen.steps != stored['steps']:
+  if begun and chosen.steps != stored['steps']:
     print(f'steps: {stored["steps"]} becomes {chosen.steps}; a schedule that depends on steps changes with it.')
   label = re.sub(r'[^\w.-]+', '_', chosen.balancer).strip('_')
   place = resume or values['run_dir'] or pathlib.Path('runs') / experiment.name / f'{label}-seed{chosen.seed}'
   meta = _meta(name, values, config)
-  training.train(experiment, chosen, place, overwrite=values['overwrite'], resume=bool(resume), config=meta)
+  training.train(experiment, chosen, place, overwrite=values['overwrite'], resume=begun, config=meta)
 
 
 def _compare(argv):
@@ -230,14 +233,14 @@ def _evaluate(argv):
     )
   run_dir = pathlib.Path(run_dir)
   stored = rundir.read_json(run_dir / 'config.json')
-  if not {'source', 'config', *OF_RUNS} <= set(stored):
+  if not {'source', 'config', 'balancer', 'steps'} <= set(stored):
     raise InputError(f'run directory {run_dir}: its config.json is not one of `mtljax train`.')
-  module = experiment_lib.load(stored['source'])
+  module = experiment_lib.load(_source(stored, run_dir))
   config = dict(stored['config'])
   if 'data_dir' in config:
     config['data_dir'] = values['data_dir'] or config['data_dir']
   experiment = experiment_lib.build(module, experiment_lib.config_from_json(module.Config, config))
-  run = runs.Run(experiment, experiment_lib.Options(**{name: stored[name] for name in OF_RUNS}))
+  run = runs.Run(experiment, experiment_lib.Options(**{name: stored[name] for name in OF_RUNS if name in stored}))
   folder = run_dir / 'checkpoints'
   best = checkpoint.best_step(folder) if values['checkpoint'] == 'best' else None
   if best is not None:
@@ -294,6 +297,17 @@ def _experiment(argv):
   return name, experiment_lib.load(name) if name else None, argv
 
 
+def _source(stored, run_dir):
+  """The experiment of a run. Its file will be imported, so it must not be one that came with the directory."""
+  source = str(stored.get('source'))
+  if experiment_lib.find(source).resolve().is_relative_to(pathlib.Path(run_dir).resolve()):
+    raise InputError(
+      f'run directory {run_dir}: its config.json names the experiment {source}, a file within the directory, expected '
+      'one outside: it would be executed.'
+    )
+  return source
+
+
 def _meta(name, values, config):
   """What config.json needs so that a run can be made again from its directory alone."""
   path = experiment_lib.find(name)
@@ -308,7 +322,7 @@ def _check_resumed(stored, values, resume):
   if values['run_dir'] and pathlib.Path(values['run_dir']).absolute() != pathlib.Path(resume).absolute():
     raise InputError(f'--run_dir: found {values["run_dir"]}, expected {resume}, the run that is resumed.')
   pairs = [(name, values[name], stored[name]) for name in values if name in stored and name != 'config']
-  pairs += [(name, value, stored['config'].get(name, value)) for name, value in values['config'].items()]
+  pairs += [(name, value, stored.get('config', {}).get(name, value)) for name, value in values['config'].items()]
   for name, found, was in pairs:
     if name not in MAY_CHANGE and rundir.finite(found) != was:
       raise InputError(f'--{name}: found {found}, expected {was}, as the run in {resume} was started.')

@@ -1,5 +1,6 @@
 """An honest comparison: single-task baselines and every balancer, one budget, rates tuned alike, seeds matched."""
 
+import contextlib
 import csv
 import dataclasses
 import time
@@ -13,6 +14,7 @@ from mtljax import arrays, balancing, metrics, rundir, sharing
 from mtljax import inputs as inputs_lib
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
+from mtljax.checkpoint import SaveError
 from mtljax.experiment import Experiment, Options, subset
 from mtljax.lanes import Lanes, Plan, lane_evaluator
 from mtljax.runs import Run
@@ -43,11 +45,12 @@ class Comparison:
     metrics = {task: {'metric': name, 'higher_is_better': higher} for task, (name, higher) in self.metrics.items()}
     rundir.write_json(folder / 'compare.json', {**head, 'metrics': metrics, 'rows': self.rows})
     flat = [self._flat(row) for row in self.rows]
-    with (folder / 'compare.csv').open('w', newline='') as file:
+    with rundir.whole(folder / 'compare.csv') as partial, partial.open('w', newline='') as file:
       writer = csv.DictWriter(file, list(flat[0]))
       writer.writeheader()
       writer.writerows(flat)
-    plots.save(self.figure(), folder / 'compare.png')
+    with rundir.whole(folder / 'compare.png') as partial:
+      plots.save(self.figure(), partial)
 
   def _flat(self, row):
     flat = {'method': row['method']}
@@ -93,7 +96,8 @@ def compare(
     The rows, baselines first, then by Δm.
 
   Raises:
-    InputError: something does not fit; before anything is trained.
+    InputError: something does not fit, or another run is using `run_dir`; before anything is trained.
+    SaveError: `run_dir` has no room for the result, which `report` has got.
   """
   better = metrics.directions(experiment.tasks)
   for variant in (experiment, *(variants or {}).values()):
@@ -113,7 +117,21 @@ def compare(
       ]
     except InputError as error:  # of many rows, which?
       raise InputError(f'{label}: {error}') from error
-  folder = None if run_dir is None else rundir.create(run_dir, overwrite=overwrite)
+  place = contextlib.nullcontext() if run_dir is None else rundir.use(run_dir, overwrite=overwrite)
+  with place as folder:
+    comparison = _compared(experiment, plan, better, rows, lanes, report, progress)
+    try:
+      if folder is not None:
+        comparison.save(folder, config)
+    except SaveError:
+      if report is not None:
+        report(str(comparison))  # hours of work, and a full disk
+      raise
+  return comparison
+
+
+def _compared(experiment, plan, better, rows, lanes, report, progress) -> Comparison:
+  """Trains all rows and ranks them."""
   found, chosen, skipped, states, sizes, base = {}, {}, {}, {}, {}, {}
   for label, row in lanes.items():
     clock, skipped[label], values = time.perf_counter(), 0, {'val': {}, 'test': {}}
@@ -168,10 +186,7 @@ def compare(
     )
   outcome[1:] = sorted(outcome[1:], key=lambda row: -np.nan_to_num(row['delta_m']['mean'], nan=-np.inf))
   first = {task: next(iter(found.items())) for task, found in better.items()}
-  comparison = Comparison(experiment.name, plan, first, outcome, labels[0])
-  if folder is not None:
-    comparison.save(folder, config)
-  return comparison
+  return Comparison(experiment.name, plan, first, outcome, labels[0])
 
 
 def _check_variant(variant: Experiment, experiment: Experiment, plan: Plan) -> None:

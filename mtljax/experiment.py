@@ -76,6 +76,7 @@ class Options:
     mode: how the step is compiled; all but 'jit' use all devices.
     objectives: what the balancer weighs, tasks or examples (methods of level gramian).
     on_nonfinite: a NaN or infinite loss ends the run, or the step is skipped, or its task is dropped from the step.
+    on_save_error: a file that cannot be written, as on a full disk, ends the run, or the run goes on without it.
   """
 
   balancer: str = 'equal'
@@ -89,13 +90,14 @@ class Options:
   mode: Literal['jit', 'pmap', 'shard_map', 'sharded'] = 'jit'
   objectives: Literal['tasks', 'examples', 'examples_tasks'] = 'tasks'
   on_nonfinite: Literal['error', 'skip', 'drop'] = 'error'
+  on_save_error: Literal['stop', 'continue'] = 'stop'
 
   def __post_init__(self):
     for name in ('steps', 'eval_every', 'checkpoint_every', 'log_every'):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f'{name}: found {value!r}, expected a positive integer.')
-    for name in ('at', 'mode', 'objectives', 'on_nonfinite'):
+    for name in ('at', 'mode', 'objectives', 'on_nonfinite', 'on_save_error'):
       allowed = get_args(get_type_hints(Options)[name])
       if getattr(self, name) not in allowed:
         raise InputError(f'{name}: found {getattr(self, name)!r}, expected one of {allowed}.')

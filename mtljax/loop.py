@@ -4,9 +4,12 @@ It drives any state, a single one or a stack (lanes of a comparison), and knows 
 What a run leaves on disk is in `training`.
 """
 
+import contextlib
 import dataclasses
+import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +17,12 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from mtljax import hosts
 from mtljax.analysis import tables
 from mtljax.base import PyTree, StepInfo
+
+IN_FLIGHT = 8  # steps that the device may be behind: a signal waits for them
+PATIENCE = 2.0
 
 
 class NonFiniteError(ArithmeticError):
@@ -57,6 +64,7 @@ def fit(
   evaluate: Callable[[int, PyTree, StepInfo], bool] | None = None,
   save: Callable[[int, PyTree], None] | None = None,
   on_nonfinite: str = 'error',
+  signals: 'Signals | None' = None,
   title: str = '',
   progress: bool = True,
 ) -> Fit:
@@ -78,22 +86,28 @@ def fit(
     save: `(step, state)`.
     on_nonfinite: what becomes of a step that is not finite: 'skip' counts it (the step itself left the state as it
       was), 'error' raises, and so does 'drop', whose steps have dropped what they could.
+    signals: where they are caught already; None catches them here, while the loop runs.
     title, progress: of the progress bar.
 
   Raises:
     NonFiniteError: a step was not finite and is not to be skipped.
+    Stopped: a signal ended the first step, with `signals` that do so.
   """
   from tqdm import tqdm
 
   window, times, skipped, dropped, step_done = [], [], np.zeros((), int), np.zeros(len(names), int), start
   seen = None  # since the last `log`
-  with _Signals() as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
+  caught = contextlib.nullcontext(signals) if signals else Signals()
+  with caught as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
     clock = time.perf_counter()
     for index in range(start, steps):
-      state, info = step(state, index)
+      with stop.may_end(exits=True) if index == start else contextlib.nullcontext():  # it compiles
+        state, info = step(state, index)
       window.append(info)
+      if len(window) > IN_FLIGHT:
+        jax.block_until_ready(window[-1 - IN_FLIGHT].finite)
       step_done = index + 1
-      last = step_done == steps or stop.name is not None
+      last = stop.after_step() or step_done == steps
       # a signal changes nothing but the end: no line and no evaluation that an undisturbed run would not have
       logs = step_done % log_every == 0 or step_done == steps
       evaluates = evaluate is not None and (step_done == steps or _due(step_done, eval_every))
@@ -117,9 +131,12 @@ def fit(
       if logs:
         seen = None
       if evaluates:
-        saves = (evaluate(step_done, state, infos[-1]) and save is not None) or saves
-      if saves:
+        with contextlib.suppress(Stopped), stop.may_end():
+          saves = evaluate(step_done, state, infos[-1]) or saves
+      last = last or stop.name is not None
+      if save is not None and (saves or last):
         save(step_done, state)
+        last = last or stop.name is not None
       if last:
         break
       clock = time.perf_counter()
@@ -127,23 +144,91 @@ def fit(
   return Fit(state, step_done, stopped, skipped, dropped, statistics.median(times) if times else None)
 
 
-class _Signals:
-  """Catches the first Ctrl-C or SIGTERM and notes its name; Python hands signals to the main thread only."""
+class Stopped(BaseException):
+  """A signal ended a block of `Signals.may_end`; no error, and not to be caught as one."""
+
+
+class Signals:
+  """Catches the first Ctrl-C or SIGTERM and notes its name; a second one acts at once.
+
+  Python hands signals to the main thread only: in another thread nothing is caught.
+
+  Args:
+    ends: whether blocks of `may_end` are ended.
+
+  Attributes:
+    name: of the signal, or None.
+  """
+
+  def __init__(self, *, ends: bool = False):
+    self.name = None
+    self._ends, self._ending, self._exits = ends, False, False
+    self._heard, self._before, self._wakeup = threading.Event(), {}, None
 
   def __enter__(self):
-    self.name, self._before = None, {}
     if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+      # of several processes, jax.distributed catches SIGTERM: its handler lets all know
+      numbers = (signal.SIGINT,) if hosts.several() else (signal.SIGINT, signal.SIGTERM)
+      self._before = {number: signal.signal(number, self._note) for number in numbers}
+      if self._ends:
+        source, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(source,), daemon=True).start()
     return self
+
+  def __exit__(self, *_):
+    self._restore()
+    if self._wakeup is not None:
+      signal.set_wakeup_fd(self._wakeup_before)
+      os.close(self._wakeup)
+      self._wakeup = None
+
+  def after_step(self) -> bool:
+    """Whether a signal has come: to be asked after every step, by all processes, which then stop after the same one."""
+    if hosts.several() and self.name is None and hosts.reached_stop():
+      self.name = 'SIGTERM'
+    return self.name is not None
+
+  @contextlib.contextmanager
+  def may_end(self, *, exits: bool = False):
+    """A block that can be done again at any time: a signal ends it with `Stopped`, if signals do so.
+
+    Args:
+      exits: whether nothing is lost if the process ends in it. SIGTERM does that, with exit code 0, where Python does
+        not get a turn for `PATIENCE` seconds, as in a compiler.
+    """
+    if not self._ends:
+      yield
+      return
+    if self.name is not None:
+      raise Stopped(self.name)
+    self._ending, self._exits = True, exits
+    try:
+      yield
+    finally:
+      self._ending = self._exits = False
 
   def _note(self, number, frame):
     self.name = signal.Signals(number).name
-    self.__exit__()
+    self._heard.set()
+    self._restore()
+    if self._ending:
+      self._ending = False
+      raise Stopped(self.name)
 
-  def __exit__(self, *_):
+  def _restore(self):
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._before = {}
+
+  def _watch(self, source):
+    """Reads the numbers of signals, which arrive whatever the main thread does; the pipe's end is the thread's."""
+    with os.fdopen(source, 'rb', buffering=0) as pipe:
+      while number := pipe.read(1):
+        if number[0] == signal.SIGTERM and not self._heard.wait(PATIENCE) and self._exits:
+          print('Stopped by SIGTERM while compiling or reading; no step is lost.', file=sys.stderr, flush=True)
+          os._exit(0)
 
 
 def _with_earlier(info, earlier):

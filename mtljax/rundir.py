@@ -1,21 +1,51 @@
 """The run directory: `config.json`, `metrics.jsonl`, `checkpoints/`, `curves.png`, `result.json`."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtljax import lock
 from mtljax.base import InputError, StepInfo
+from mtljax.checkpoint import SaveError
 
 # What a run may leave behind; `overwrite` removes these and nothing else.
 FILES = ('config.json', 'metrics.jsonl', 'curves.png', 'result.json', 'compare.json', 'compare.csv', 'compare.png')
 FOLDERS = ('checkpoints', 'tensorboard')
+
+
+@contextlib.contextmanager
+def use(path, *, overwrite: bool = False, resume: bool = False) -> Iterator[pathlib.Path]:
+  """A run directory, for one run at a time while the block runs (`lock.hold`).
+
+  Args:
+    path: of the directory; it and its parents are made.
+    overwrite: as for `create`.
+    resume: whether files may be there, of the run that goes on.
+
+  Raises:
+    InputError: another run is using it, it holds something already, or it cannot be written.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    held = contextlib.ExitStack()
+    held.enter_context(lock.hold(path))
+  except OSError as error:
+    raise InputError(f'run directory {path}: cannot be written ({_reason(error)}).') from error
+  with held:
+    if not resume:
+      create(path, overwrite=overwrite)
+    for name in FILES:  # of a run that was killed
+      _partial(path / name).unlink(missing_ok=True)
+    yield path
 
 
 def create(path, *, overwrite: bool = False) -> pathlib.Path:
@@ -30,7 +60,7 @@ def create(path, *, overwrite: bool = False) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   try:
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(not _passing(file.name) for file in path.iterdir()):
       if not overwrite:
         raise InputError(
           f'run directory {path}: found files of an earlier run, expected an empty or a new directory; '
@@ -46,14 +76,48 @@ def create(path, *, overwrite: bool = False) -> pathlib.Path:
   return path
 
 
+def _passing(name) -> bool:
+  """The lock, and what a run that was killed before its first file was complete leaves."""
+  return name == lock.NAME or name in {_partial(pathlib.Path(file)).name for file in FILES}
+
+
+def _partial(path):
+  """The name of a file that is not complete yet."""
+  return path.with_name(f'{path.stem}.partial{path.suffix}')
+
+
+@contextlib.contextmanager
+def whole(path) -> Iterator[pathlib.Path]:
+  """A path to write to; the file gets its name when it is complete: a killed run leaves the old one or the new one.
+
+  Raises:
+    SaveError: the block raised an OSError (a full disk); the old file stays and nothing else.
+  """
+  path = pathlib.Path(path)
+  partial = _partial(path)
+  try:
+    yield partial
+    with partial.open('rb+') as file:
+      os.fsync(file.fileno())  # a name that outlives a power cut without its content is worse than none
+    os.replace(partial, path)
+  except OSError as error:
+    raise SaveError(f'{path} could not be written ({_reason(error)}).') from error
+  finally:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Strict JSON (NaN and infinities become null), in one piece: a killed run leaves the old file or the new one."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(finite(value), indent=2) + '\n')
-  os.replace(partial, path)
+  """Strict JSON (NaN and infinities become null), in one piece.
+
+  Raises:
+    SaveError: as for `whole`.
+  """
+  with whole(path) as partial:
+    partial.write_text(json.dumps(finite(value), indent=2) + '\n')
 
 
-def read_json(path) -> Any:
+def read_json(path) -> dict[str, Any]:
   """Reads config.json, result.json or compare.json.
 
   Raises:
@@ -63,9 +127,12 @@ def read_json(path) -> Any:
   if not path.is_file():
     raise InputError(f'run directory {path.parent}: found no {path.name}, expected the directory of a run.')
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
+    value = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
     raise InputError(f'{path}: found something else than JSON ({error}).') from error
+  if not isinstance(value, dict):
+    raise InputError(f'{path}: found a {type(value).__name__}, expected an object.')
+  return value
 
 
 def finite(value: Any) -> Any:
@@ -78,18 +145,70 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path) -> list[dict]:
-  """The records of a metrics.jsonl; a last line that was cut off is left out."""
-  records = []
-  for line in pathlib.Path(path).read_text().splitlines():
+  """The records of a metrics.jsonl up to a line that is none (the last one, if a killed run cut it off)."""
+  return [record for record, _ in _records(path)]
+
+
+def _records(path) -> Iterator[tuple[dict, int]]:
+  """Records, each with the place in the file behind it."""
+  place = 0
+  for line in pathlib.Path(path).read_bytes().splitlines(keepends=True):
     try:
-      records.append(json.loads(line))
-    except ValueError:
-      break
-  return records
+      record = json.loads(line)
+    except (ValueError, RecursionError):
+      return
+    place += len(line)
+    if not isinstance(record, dict) or not isinstance(record.get('step'), int) or not line.endswith(b'\n'):
+      return
+    yield record, place
 
 
-class MetricsFile:
-  """metrics.jsonl, one record a line, complete after every `write`.
+class Appending:
+  """A file that grows in whole pieces, each with the operating system when `write` returns.
+
+  Args:
+    path: of the file, made if it is not there.
+    end: what is behind this place is cut off.
+  """
+
+  def __init__(self, path, end: int = 0):
+    self.path, self._end = pathlib.Path(path), end
+    self._waiting = []  # pieces for which there was no room
+    self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    os.truncate(self._file, end)
+
+  def write(self, *pieces: bytes) -> None:
+    """Appends; without pieces, what could not be written before.
+
+    Raises:
+      SaveError: there is no room. The file ends with the last whole piece; the others are tried again the next time.
+    """
+    self._waiting += pieces
+    data, done = b''.join(self._waiting), 0
+    try:
+      while done < len(data):
+        done += os.pwrite(self._file, data[done:], self._end + done)
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        os.truncate(self._file, self._end)
+      what = f'{len(self._waiting)} records of {self.path} could not be written'
+      raise SaveError(f'{what} ({_reason(error)}).') from error
+    self._end += len(data)
+    self._waiting = []
+
+  def close(self) -> None:
+    """
+    Raises:
+      SaveError: something is left for which there is no room.
+    """
+    try:
+      self.write()
+    finally:
+      os.close(self._file)
+
+
+class MetricsFile(Appending):
+  """metrics.jsonl, one record a line.
 
   Args:
     path: of the file.
@@ -100,64 +219,16 @@ class MetricsFile:
   """
 
   def __init__(self, path, *, keep_to: int = 0):
-    self.path = pathlib.Path(path)
     try:
-      kept = [r for r in read_metrics(self.path) if r['step'] <= keep_to] if self.path.exists() else []
-      self._rewrite(kept)
-      self._file = self.path.open('a')
+      found = _records(pathlib.Path(path)) if pathlib.Path(path).exists() else ()
+      ends = [end for record, end in itertools.takewhile(lambda pair: pair[0]['step'] <= keep_to, found)]
+      super().__init__(path, ends[-1] if ends else 0)
     except OSError as error:
-      raise InputError(f'metrics file {self.path}: cannot be written ({_reason(error)}).') from error
+      raise InputError(f'metrics file {path}: cannot be written ({_reason(error)}).') from error
 
-  def write(self, record: Mapping) -> None:
-    """Appends a record and hands it to the operating system."""
-    self._file.write(json.dumps(finite(record)) + '\n')
-    self._file.flush()
-
-  def close(self) -> None:
-    self._file.close()
-
-  def _rewrite(self, records: Iterable[Mapping]) -> None:
-    if self.path.exists() and not self.path.is_file():
-      raise IsADirectoryError(21, 'Is a directory')
-    partial = self.path.with_name(self.path.name + '.partial')
-    partial.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    os.replace(partial, self.path)
-
-
-class TensorBoard:
-  """The same records as TensorBoard events, if tensorboardX is installed; else nothing.
-
-  Args:
-    path: of the folder.
-    start: what is there for later steps is overwritten in TensorBoard's view.
-  """
-
-  def __init__(self, path, start: int = 0):
-    try:
-      from tensorboardX import SummaryWriter
-    except ImportError:
-      self._writer = None
-    else:
-      self._writer = SummaryWriter(str(path), purge_step=start + 1 if start else None)
-
-  def write(self, record: Mapping) -> None:
-    """One scalar for every number of the record, under its path."""
-    if self._writer is not None:
-      for name, value in _numbers(record):
-        if name != 'step':
-          self._writer.add_scalar(name, value, record['step'])
-
-  def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
-
-
-def _numbers(value, name=''):
-  if isinstance(value, Mapping):
-    for key, part in value.items():
-      yield from _numbers(part, f'{name}/{key}' if name else str(key))
-  elif isinstance(value, int | float):
-    yield name, float(value)
+  def write(self, *records: Mapping) -> None:
+    """Appends records; errors as those of `Appending`."""
+    super().write(*((json.dumps(finite(record)) + '\n').encode() for record in records))
 
 
 def _reason(error: OSError) -> str:

@@ -1,19 +1,22 @@
 """Training: `train`, one run of an experiment in its directory."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mtljax import checkpoint, rundir
+from mtljax import balancing, checkpoint, events, hosts, rundir
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
+from mtljax.checkpoint import SaveError
 from mtljax.experiment import Experiment, Options, score
-from mtljax.loop import NonFiniteError, fit
+from mtljax.loop import NonFiniteError, Signals, Stopped, fit
 from mtljax.runs import Run
 
 
@@ -43,60 +46,82 @@ def train(
     The content of `result.json`, or None when a signal stopped the run.
 
   Raises:
-    InputError: something does not fit, or `run_dir` cannot be used.
+    InputError: something does not fit, or `run_dir` cannot be used, as when another run is using it.
     NonFiniteError: the loss became NaN or infinite; the message names the last good checkpoint.
+    SaveError: something could not be written, and `options.on_save_error` is 'stop'; the same.
   """
-  clock = time.perf_counter()
   say = print if progress else lambda *_: None
-  run = Run(experiment, options)
+  run_dir = pathlib.Path(run_dir)
+  with Signals(ends=not hosts.several()) as stop:
+    try:
+      with stop.may_end(exits=True):
+        run = Run(experiment, options)
+      with rundir.use(run_dir, overwrite=overwrite, resume=resume):
+        return _train(run, run_dir, resume, config or {}, stop, progress, say)
+    except Stopped:
+      say(f'Stopped by {stop.name}; no step is lost. Go on with:')
+    except (NonFiniteError, SaveError) as error:
+      saved = checkpoint.steps(run_dir / 'checkpoints')
+      last = f'The last good checkpoint is {run_dir / "checkpoints" / str(saved[0])}.' if saved else None
+      raise type(error)(f'{error} {last or "There is no checkpoint yet."}') from error
+    say(f'  mtljax train --resume {run_dir}')
+    return None
+
+
+def _train(run, run_dir, resume, config, stop, progress, say):
+  clock = time.perf_counter()
+  experiment, options = run.experiment, run.options
   state, start, seconds = None, 0, 0.0
-  run_dir = pathlib.Path(run_dir) if resume else rundir.create(run_dir, overwrite=overwrite)
   folder = run_dir / 'checkpoints'
   if resume and checkpoint.steps(folder):
-    state, manifest, start = checkpoint.restore_latest(folder, run.abstract)
+    with stop.may_end(exits=True):
+      state, manifest, start = checkpoint.restore_latest(folder, run.abstract)
     seconds = manifest['seconds']
     if start > options.steps:
       raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
     checkpoint.discard_after(folder, start)
-  meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **(config or {})}
+  meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **config}
   say(f'{experiment.name}, {options.balancer}, seed {options.seed}: steps {start} to {options.steps} in {run_dir}')
-  recorder = _Recorder(run, run_dir, start, meta, lambda: seconds + time.perf_counter() - clock)
-  try:
-    try:
-      fitted = fit(
-        run.init() if state is None else state,
-        run.step,
-        options.steps,
-        names=run.names,
-        start=start,
-        log_every=options.log_every,
-        eval_every=options.eval_every,
-        save_every=options.checkpoint_every,
-        log=recorder.log,
-        evaluate=recorder.evaluate,
-        save=recorder.save,
-        on_nonfinite=options.on_nonfinite,
-        title=options.balancer,
-        progress=progress,
-      )
-    finally:
-      recorder.close()
-  except NonFiniteError as error:
-    saved = checkpoint.steps(folder)
-    last = f'The last good checkpoint is {folder / str(saved[0])}.' if saved else 'There is no checkpoint yet.'
-    raise NonFiniteError(f'{error} {last}') from None
+  with contextlib.ExitStack() as files:
+    recorder = _Recorder(run, run_dir, start, meta, lambda: seconds + time.perf_counter() - clock, files)
+    with stop.may_end(exits=True):
+      if state is None:
+        state = run.init()
+      recorder.catch_up(start, state)
+    fitted = fit(
+      state,
+      run.step,
+      options.steps,
+      names=run.names,
+      start=start,
+      log_every=options.log_every,
+      eval_every=options.eval_every,
+      save_every=options.checkpoint_every,
+      log=recorder.log,
+      evaluate=recorder.evaluate,
+      save=recorder.save,
+      on_nonfinite=options.on_nonfinite,
+      signals=stop,
+      title=options.balancer,
+      progress=progress,
+    )
   if fitted.skipped:
     say(f'{int(fitted.skipped)} steps were skipped, their loss or gradient was not finite.')
   for name, count in zip(run.names, fitted.dropped):
     if count:
       say(f'Task {name!r} was dropped from {count} steps, its loss or gradient was not finite.')
-  plots.save(plots.curves(rundir.read_metrics(recorder.metrics.path)), run_dir / 'curves.png')
-  if fitted.stopped:
-    say(f'Stopped by {fitted.stopped} after step {fitted.step} of {options.steps}, which is saved. Go on with:')
+  recorder.draw()
+  if stop.name:
+    saved = checkpoint.steps(folder)
+    where = (
+      'which is saved' if fitted.step in saved else f'the last checkpoint is of step {saved[0] if saved else None}'
+    )
+    say(f'Stopped by {stop.name} after step {fitted.step} of {options.steps}, {where}. Go on with:')
     say(f'  mtljax train --resume {run_dir}')
     return None
 
-  values = {split: run.evaluate(fitted.state, getattr(experiment, split)) for split in ('test', 'val')}
+  with stop.may_end(exits=True):
+    values = {split: run.evaluate(fitted.state, getattr(experiment, split)) for split in ('test', 'val')}
   result = {
     'experiment': experiment.name,
     'balancer': options.balancer,
@@ -107,30 +132,58 @@ def train(
     'params_sha256': checkpoint.params_sha256(fitted.state.params),
     **values,
   }
-  rundir.write_json(run_dir / 'result.json', result)
   say(tables.metric_table(values['test'], 'test'))
+  recorder.guard('result.json', rundir.write_json, run_dir / 'result.json', result)
   return rundir.finite(result)
 
 
 class _Recorder:
-  """Writes what `fit` hands out: lines of metrics, TensorBoard events, checkpoints."""
+  """Writes what `fit` hands out: lines of metrics, TensorBoard events, checkpoints.
 
-  def __init__(self, run, run_dir, start, meta, seconds):
-    self.run, self.meta, self.seconds = run, meta, seconds
+  Args:
+    run, run_dir: whose.
+    start: step that the run goes on from.
+    meta: for `config.json` and the manifests.
+    seconds: time that the run has taken.
+    files: closes what is open here.
+  """
+
+  def __init__(self, run, run_dir, start, meta, seconds, files):
+    self.run, self.run_dir, self.meta, self.seconds = run, run_dir, meta, seconds
+    self._missing = set()  # what could not be written, and is said to be so
+    rundir.write_json(run_dir / 'config.json', meta)  # first: from here on the run can be resumed
     self.metrics = rundir.MetricsFile(run_dir / 'metrics.jsonl', keep_to=start)
-    rundir.write_json(run_dir / 'config.json', meta)
-    self.board = rundir.TensorBoard(run_dir / 'tensorboard', start)
+    files.callback(self.guard, 'metrics.jsonl', self.metrics.close)
+    records = rundir.read_metrics(self.metrics.path)
+    self.scores = {r['step']: r['score'] for r in records if r.get('score') is not None}
+    self.evaluated = {r['step'] for r in records if 'val' in r}
+    self.board = events.TensorBoard(run_dir / 'tensorboard', start)
+    files.callback(self.guard, 'tensorboard', self.board.close)
     self.checkpoints = checkpoint.Checkpoints(run_dir / 'checkpoints')
-    self.scores = {r['step']: r['score'] for r in rundir.read_metrics(self.metrics.path) if r.get('score') is not None}
+    files.callback(self.guard, 'checkpoint', self.checkpoints.close)
     result = run_dir / 'result.json'  # of a run that goes on
     self.step_ms = rundir.read_json(result)['step_ms'] if result.exists() else None
 
+  def guard(self, what, write, *args):
+    """Writes; where that fails and the run is to go on, says so, once until it succeeds again."""
+    try:
+      write(*args)
+    except SaveError as error:
+      if self.run.options.on_save_error == 'stop':
+        raise
+      if what not in self._missing or what == 'checkpoint':
+        warnings.warn(f'{error} The run goes on without.', stacklevel=2)
+      self._missing.add(what)
+    else:
+      self._missing.discard(what)
+
   def write(self, record):
-    self.metrics.write(record)
-    self.board.write(record)
+    self.guard('metrics.jsonl', self.metrics.write, record)
+    self.guard('tensorboard', self.board.write, record)
 
   def log(self, step, info):
     self.write(rundir.record(step, self._of_tasks(info), self.run.names))
+    self.guard('checkpoint', self.checkpoints.check)
 
   def _of_tasks(self, info):
     """Without what belongs to other objectives than tasks."""
@@ -139,11 +192,14 @@ class _Recorder:
 
   def evaluate(self, step, state, info):
     """Returns whether it is the best so far."""
+    return self._evaluate(step, state, self._of_tasks(info).gramian is not None)
+
+  def _evaluate(self, step, state, has_angles):
     experiment = self.run.experiment
     values = self.run.evaluate(state, experiment.val)
     found = score(experiment.tasks, values)
     record = {'step': step, 'val': values, 'score': found}
-    if self._of_tasks(info).gramian is None:
+    if not has_angles:
       record |= rundir.angles(np.asarray(self.run.gramian(state, step)), self.run.names)
     self.write(record)
     best = found is not None and found > max(self.scores.values(), default=-math.inf)
@@ -151,10 +207,23 @@ class _Recorder:
       self.scores[step] = found
     return best
 
-  def save(self, step, state):
-    self.checkpoints.save(step, state, {**self.meta, 'seconds': self.seconds()}, self.scores.get(step))
+  def catch_up(self, step, state):
+    """Does the evaluation before which a signal stopped the run, where it saved its state."""
+    options, train = self.run.options, self.run.experiment.train
+    if step and (step % options.eval_every == 0 or step == options.steps) and step not in self.evaluated:
+      level = balancing.parse(options.balancer, steps_per_epoch=train.steps_per_epoch).level
+      self._evaluate(step, state, options.objectives == 'tasks' and level in ('gramian', 'jacobian'))
+      self.save(step, state)  # with its score
 
-  def close(self):
-    self.checkpoints.close()
-    self.metrics.close()
-    self.board.close()
+  def save(self, step, state):
+    self.guard('checkpoint', self.checkpoints.wait)
+    meta = {**self.meta, 'seconds': self.seconds()}
+    self.guard('checkpoint', self.checkpoints.save, step, state, meta, self.scores.get(step))
+
+  def draw(self):
+    figure = plots.curves(rundir.read_metrics(self.metrics.path))
+    self.guard('curves.png', self._draw, figure)
+
+  def _draw(self, figure):
+    with rundir.whole(self.run_dir / 'curves.png') as partial:
+      plots.save(figure, partial)

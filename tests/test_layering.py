@@ -13,10 +13,10 @@ FLOORS = {
   1: ('hosts', 'linalg', 'losses', '_solvers', 'metrics', 'relations', 'inputs'),
   2: ('penalties', 'learned_relations', 'trunks', 'heads', 'balancing', 'data'),
   3: ('sharing',),
-  4: ('gradients', 'optim'),
+  4: ('gradients', 'microbatches', 'optim'),
   5: ('train_step', 'evaluate', 'parallel'),
   6: ('checkpoint', 'transfer', 'analysis'),
-  7: ('experiment', 'rundir', 'loop', 'runs', 'training'),
+  7: ('experiment', 'lock', 'rundir', 'events', 'loop', 'runs', 'training'),
   8: ('cli', 'compare', 'lanes', 'options'),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
