@@ -32,7 +32,8 @@ def train(
 ) -> dict | None:
   """One run of an experiment, in its directory: config, metrics, checkpoints, figure, result.
 
-  A run that was killed at any moment and resumed ends with the same bits and the same files.
+  A run that was killed at any moment and resumed ends with the same bits and the same files. Of several processes
+  (`hosts.start`) all call it, with the same arguments and a `run_dir` that all see; the first writes and prints.
 
   Args:
     experiment, options: what to run.
@@ -50,14 +51,21 @@ def train(
     NonFiniteError: the loss became NaN or infinite; the message names the last good checkpoint.
     SaveError: something could not be written, and `options.on_save_error` is 'stop'; the same.
   """
+  progress = progress and hosts.is_first()
   say = print if progress else lambda *_: None
   run_dir = pathlib.Path(run_dir)
+  if options.on_save_error != 'stop' and hosts.several():
+    found = options.on_save_error
+    raise InputError(f"on_save_error: found {found!r} with several processes, expected 'stop': they save together.")
   with Signals(ends=not hosts.several()) as stop:
     try:
       with stop.may_end(exits=True):
         run = Run(experiment, options)
-      with rundir.use(run_dir, overwrite=overwrite, resume=resume):
-        return _train(run, run_dir, resume, config or {}, stop, progress, say)
+      meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **(config or {})}
+      hosts.check_same({'run_dir': str(run_dir), **meta})
+      with contextlib.ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(rundir.use(run_dir, overwrite=overwrite, resume=resume)))
+        return _train(run, run_dir, resume, meta, stop, progress, say)
     except Stopped:
       say(f'Stopped by {stop.name}; no step is lost. Go on with:')
     except (NonFiniteError, SaveError) as error:
@@ -68,7 +76,7 @@ def train(
     return None
 
 
-def _train(run, run_dir, resume, config, stop, progress, say):
+def _train(run, run_dir, resume, meta, stop, progress, say):
   clock = time.perf_counter()
   experiment, options = run.experiment, run.options
   state, start, seconds = None, 0, 0.0
@@ -79,8 +87,7 @@ def _train(run, run_dir, resume, config, stop, progress, say):
     seconds = manifest['seconds']
     if start > options.steps:
       raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
-    checkpoint.discard_after(folder, start)
-  meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **config}
+    hosts.on_first(lambda: checkpoint.discard_after(folder, start))
   say(f'{experiment.name}, {options.balancer}, seed {options.seed}: steps {start} to {options.steps} in {run_dir}')
   with contextlib.ExitStack() as files:
     recorder = _Recorder(run, run_dir, start, meta, lambda: seconds + time.perf_counter() - clock, files)
@@ -110,7 +117,7 @@ def _train(run, run_dir, resume, config, stop, progress, say):
   for name, count in zip(run.names, fitted.dropped):
     if count:
       say(f'Task {name!r} was dropped from {count} steps, its loss or gradient was not finite.')
-  recorder.draw()
+  hosts.on_first(recorder.draw)
   if stop.name:
     saved = checkpoint.steps(folder)
     where = (
@@ -133,12 +140,14 @@ def _train(run, run_dir, resume, config, stop, progress, say):
     **values,
   }
   say(tables.metric_table(values['test'], 'test'))
-  recorder.guard('result.json', rundir.write_json, run_dir / 'result.json', result)
+  hosts.on_first(lambda: recorder.guard('result.json', rundir.write_json, run_dir / 'result.json', result))
   return rundir.finite(result)
 
 
 class _Recorder:
   """Writes what `fit` hands out: lines of metrics, TensorBoard events, checkpoints.
+
+  Of several processes each has one: they save checkpoints together, and the first writes the files.
 
   Args:
     run, run_dir: whose.
@@ -151,18 +160,24 @@ class _Recorder:
   def __init__(self, run, run_dir, start, meta, seconds, files):
     self.run, self.run_dir, self.meta, self.seconds = run, run_dir, meta, seconds
     self._missing = set()  # what could not be written, and is said to be so
-    rundir.write_json(run_dir / 'config.json', meta)  # first: from here on the run can be resumed
-    self.metrics = rundir.MetricsFile(run_dir / 'metrics.jsonl', keep_to=start)
-    files.callback(self.guard, 'metrics.jsonl', self.metrics.close)
-    records = rundir.read_metrics(self.metrics.path)
-    self.scores = {r['step']: r['score'] for r in records if r.get('score') is not None}
-    self.evaluated = {r['step'] for r in records if 'val' in r}
-    self.board = events.TensorBoard(run_dir / 'tensorboard', start)
-    files.callback(self.guard, 'tensorboard', self.board.close)
+    self.files, self.step_ms, records = {}, None, []
+    hosts.on_first(lambda: records.extend(self._open(start, files)))
+    self.scores = dict(hosts.from_first([[r['step'], r['score']] for r in records if r.get('score') is not None]))
+    self.evaluated = set(hosts.from_first([r['step'] for r in records if 'val' in r]))
     self.checkpoints = checkpoint.Checkpoints(run_dir / 'checkpoints')
     files.callback(self.guard, 'checkpoint', self.checkpoints.close)
-    result = run_dir / 'result.json'  # of a run that goes on
+
+  def _open(self, start, files):
+    """Returns the records that are there."""
+    rundir.write_json(self.run_dir / 'config.json', self.meta)  # first: from here on the run can be resumed
+    metrics = rundir.MetricsFile(self.run_dir / 'metrics.jsonl', keep_to=start)
+    records = rundir.read_metrics(metrics.path)
+    self.files = {'metrics.jsonl': metrics, 'tensorboard': events.TensorBoard(self.run_dir / 'tensorboard', start)}
+    for name, file in self.files.items():
+      files.callback(self.guard, name, file.close)
+    result = self.run_dir / 'result.json'  # of a run that goes on
     self.step_ms = rundir.read_json(result)['step_ms'] if result.exists() else None
+    return records
 
   def guard(self, what, write, *args):
     """Writes; where that fails and the run is to go on, says so, once until it succeeds again."""
@@ -178,8 +193,8 @@ class _Recorder:
       self._missing.discard(what)
 
   def write(self, record):
-    self.guard('metrics.jsonl', self.metrics.write, record)
-    self.guard('tensorboard', self.board.write, record)
+    for name, file in self.files.items():
+      self.guard(name, file.write, record)
 
   def log(self, step, info):
     self.write(rundir.record(step, self._of_tasks(info), self.run.names))
@@ -197,7 +212,7 @@ class _Recorder:
   def _evaluate(self, step, state, has_angles):
     experiment = self.run.experiment
     values = self.run.evaluate(state, experiment.val)
-    found = score(experiment.tasks, values)
+    found = hosts.from_first(score(experiment.tasks, values))
     record = {'step': step, 'val': values, 'score': found}
     if not has_angles:
       record |= rundir.angles(np.asarray(self.run.gramian(state, step)), self.run.names)
@@ -221,7 +236,7 @@ class _Recorder:
     self.guard('checkpoint', self.checkpoints.save, step, state, meta, self.scores.get(step))
 
   def draw(self):
-    figure = plots.curves(rundir.read_metrics(self.metrics.path))
+    figure = plots.curves(rundir.read_metrics(self.run_dir / 'metrics.jsonl'))
     self.guard('curves.png', self._draw, figure)
 
   def _draw(self, figure):

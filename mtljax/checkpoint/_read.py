@@ -57,13 +57,15 @@ def best_step(directory) -> int | None:
 
 
 def scores_of(directory) -> dict[int, float]:
+  """{step: score}, where there is one and no file is missing."""
   scores = {}
   for step in steps(directory):
+    path = pathlib.Path(directory) / str(step)
     try:
-      score = read_manifest(pathlib.Path(directory) / str(step)).get('score')
+      score, names = read_manifest(path).get('score'), _read_json(path, SEAL)
     except DamagedError:
       continue  # restoring is the place to say so
-    if isinstance(score, int | float) and math.isfinite(score):
+    if isinstance(score, int | float) and math.isfinite(score) and all((path / name).is_file() for name in names):
       scores[step] = score
   return scores
 
@@ -179,17 +181,20 @@ def _read(path, target):
   return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
 
-def _committed(leaf) -> bool:
-  return isinstance(leaf, jax.Array) and leaf.committed
+def _lies(leaf):
+  """Where a leaf has to be, or None where it is free to move."""
+  return getattr(leaf, 'sharding', None) if getattr(leaf, 'committed', True) else None
 
 
 def _abstract(leaf):
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if _committed(leaf) else None)
+  # given in any case: else orbax asks for the devices of the run that wrote
+  sharding = _lies(leaf) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _placed(value, target):
   """Orbax pins what it reads to a device; where the target was free to move, the value is so too."""
-  if _committed(target):
+  if _lies(target) is not None:
     return value
   free = jnp.asarray(np.asarray(raw(value)))
   is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -197,4 +202,4 @@ def _placed(value, target):
 
 
 def _empty(leaf):
-  return leaf if isinstance(leaf, jax.Array) else jnp.zeros(leaf.shape, leaf.dtype)
+  return leaf if isinstance(leaf, jax.Array) else jnp.zeros(leaf.shape, leaf.dtype, device=_lies(leaf))

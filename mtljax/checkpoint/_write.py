@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from mtljax import hosts
 from mtljax.base import PyTree
 from mtljax.checkpoint import _read
 from mtljax.checkpoint._tree import describe, flatten, stored
@@ -70,6 +71,7 @@ class Checkpoints:
     def write():
       if jax.process_index() == 0:
         _read.remove(self.directory / str(step))
+      hosts.barrier('checkpoint')
       self._checkpointer.save(self.directory / str(step), items)
 
     self._checked(write)
