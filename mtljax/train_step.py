@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax import arrays, gradients, inputs, optim
+from mtljax import arrays, gradients, inputs, microbatches, optim
 from mtljax.base import (
   LEVELS,
   Array,
@@ -85,6 +85,8 @@ def make_train_step(
   objectives: str = 'tasks',
   penalties: Sequence[Penalty] = (),
   chunk_size: int | None = None,
+  accumulate: int = 1,
+  remat: bool = False,
   on_nonfinite: str = 'error',
 ) -> TrainStep:
   """The step as a pure function `(state, batch, *, extras={}, axis_name=None) -> (state, StepInfo)`.
@@ -104,6 +106,9 @@ def make_train_step(
       gramian and models that see one example at a time; `init_state` takes the same argument.
     penalties: beta_t R_t, added to those of the model.
     chunk_size: rows of the Jacobian computed at once; None all, 1 one by one.
+    accumulate: in how many parts trunk and heads run over the batch, to need less memory; the balancer sees the whole
+      batch once, so the result is that of one part, for every method (see `microbatches.split`).
+    remat: keeps nothing of trunk and heads for the pullback but their inputs, and runs them once more.
     on_nonfinite: what becomes of a task whose loss or gradient is NaN or infinite: 'error', the whole step stands
       still (`StepInfo.finite`) and `fit` raises; 'drop', the task is absent from this step. `StepInfo.nonfinite` tells
       which it was in both cases.
@@ -130,6 +135,9 @@ def make_train_step(
     raise InputError(
       f"objectives: found {objectives!r} with at={at!r}, on_nonfinite={on_nonfinite!r}, expected 'params' and 'error'."
     )
+  if objectives != 'tasks' and accumulate != 1:
+    raise InputError(f'accumulate: found {accumulate!r} with objectives={objectives!r}, expected 1.')
+  model = microbatches.split(model, accumulate, remat)
   _check_optimizer(optimizer)
   if isinstance(penalties, Penalty):
     raise InputError('penalties: found a single mtljax.Penalty, expected a tuple of them.')
