@@ -10,8 +10,8 @@ parallel_chunk_size=1) and `autogram` (the Engine's Gramian, then one weighted b
 scalarizers (`backward`). Threads are as many as JAX has; torch's Adam is the fused one. All are called in turn in one
 run; a ratio is TorchJD's time / ours, so above 1 we are faster: the median over rounds, ± half the interquartile range,
 and in brackets that of the fastest rounds, which other jobs on the machine disturb least, and that of processor time.
-`fastest` is the smallest median. torch's threads wait for each other busily, so with other jobs about small nets are
-faster with `--threads 1`.
+`fastest` is the smallest median. torch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE unless it is set):
+waiting busily, as by default, they were up to a hundred times slower on cores that other jobs used too.
 
 Before timing, at the same parameters and the same batch: losses and Gramian of both sides agree, and both solvers are
 given the same Gramian; `direction` is |d - d'| / |d| of what they make of it (d = w J, from G). TorchJD's mgda and
@@ -24,6 +24,8 @@ import os
 import resource
 import subprocess
 import sys
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # torch reads it when it is imported
 
 import jax
 import jax.numpy as jnp
