@@ -76,6 +76,11 @@ class Options:
     mode: how the step is compiled; all but 'jit' use all devices.
     objectives: what the balancer weighs, tasks or examples (methods of level gramian).
     on_nonfinite: a NaN or infinite loss ends the run, or the step is skipped, or its task is dropped from the step.
+    steps_per_call: steps of one call of the compiled program (mode 'jit'), for models so small that calling them is
+      what takes the time; 0 measures whether it pays and keeps to the answer.
+    accumulate: in how many parts trunk and heads run over a batch, to need less memory; balancing sees all of it.
+    remat: keeps less for the backward pass and computes it again.
+    chunk_size: rows of the Jacobian that are computed at once; 0 all.
     on_save_error: a file that cannot be written, as on a full disk, ends the run, or the run goes on without it.
   """
 
@@ -90,6 +95,10 @@ class Options:
   mode: Literal['jit', 'pmap', 'shard_map', 'sharded'] = 'jit'
   objectives: Literal['tasks', 'examples', 'examples_tasks'] = 'tasks'
   on_nonfinite: Literal['error', 'skip', 'drop'] = 'error'
+  steps_per_call: int = 1
+  accumulate: int = 1
+  remat: bool = False
+  chunk_size: int = 0
   on_save_error: Literal['stop', 'continue'] = 'stop'
 
   def __post_init__(self):
@@ -97,6 +106,14 @@ class Options:
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f'{name}: found {value!r}, expected a positive integer.')
+    for name in ('steps_per_call', 'chunk_size'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 0:
+        raise InputError(f'{name}: found {value!r}, expected an integer >= 0.')
+    if self.mode != 'jit' and self.steps_per_call != 1:
+      raise InputError(
+        f"steps_per_call: found {self.steps_per_call} with mode={self.mode!r}, expected mode 'jit' or 1."
+      )
     for name in ('at', 'mode', 'objectives', 'on_nonfinite', 'on_save_error'):
       allowed = get_args(get_type_hints(Options)[name])
       if getattr(self, name) not in allowed:

@@ -64,6 +64,8 @@ def fit(
   evaluate: Callable[[int, PyTree, StepInfo], bool] | None = None,
   save: Callable[[int, PyTree], None] | None = None,
   on_nonfinite: str = 'error',
+  several: Callable[[PyTree, int], tuple[PyTree, StepInfo]] | None = None,
+  steps_per_call: int = 1,
   signals: 'Signals | None' = None,
   title: str = '',
   progress: bool = True,
@@ -86,6 +88,10 @@ def fit(
     save: `(step, state)`.
     on_nonfinite: what becomes of a step that is not finite: 'skip' counts it (the step itself left the state as it
       was), 'error' raises, and so does 'drop', whose steps have dropped what they could.
+    several: as `step`, for the `steps_per_call` steps from an index that is a multiple of them; leaves of the StepInfo
+      lead with them. It is called where no line, evaluation or checkpoint falls between two of them, so that a run
+      that is resumed makes the same calls.
+    steps_per_call: of `several`.
     signals: where they are caught already; None catches them here, while the loop runs.
     title, progress: of the progress bar.
 
@@ -95,27 +101,36 @@ def fit(
   """
   from tqdm import tqdm
 
+  def stops(done):
+    """Whether the host looks at the state after so many steps."""
+    due = _due(done, log_every) or (evaluate is not None and _due(done, eval_every))
+    return due or done >= steps or (save is not None and _due(done, save_every))
+
   window, times, skipped, dropped, step_done = [], [], np.zeros((), int), np.zeros(len(names), int), start
   seen = None  # since the last `log`
   caught = contextlib.nullcontext(signals) if signals else Signals()
   with caught as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
     clock = time.perf_counter()
-    for index in range(start, steps):
+    index = start
+    while index < steps:
+      together = several is not None and index % steps_per_call == 0
+      together = together and not any(stops(done) for done in range(index + 1, index + steps_per_call))
       with stop.may_end(exits=True) if index == start else contextlib.nullcontext():  # it compiles
-        state, info = step(state, index)
-      window.append(info)
+        state, info = (several if together else step)(state, index)
+      first, index = index == start, index + (steps_per_call if together else 1)
+      window.append((info, together))
       if len(window) > IN_FLIGHT:
-        jax.block_until_ready(window[-1 - IN_FLIGHT].finite)
-      step_done = index + 1
+        jax.block_until_ready(window[-1 - IN_FLIGHT][0].finite)
+      step_done = index
       last = stop.after_step() or step_done == steps
       # a signal changes nothing but the end: no line and no evaluation that an undisturbed run would not have
       logs = step_done % log_every == 0 or step_done == steps
       evaluates = evaluate is not None and (step_done == steps or _due(step_done, eval_every))
       saves = save is not None and (last or _due(step_done, save_every))
-      if not (logs or evaluates or saves or index == start):
+      if not (logs or evaluates or saves or first):
         continue
-      infos = jax.device_get(window)  # the one place where the host waits for the device
-      if index > start:
+      infos = _apart(jax.device_get(window), steps_per_call)  # the one place where the host waits for the device
+      if not first:
         times.append(1e3 * (time.perf_counter() - clock) / len(infos))
       window.clear()
       for offset, past in enumerate(infos):
@@ -151,7 +166,8 @@ class Stopped(BaseException):
 class Signals:
   """Catches the first Ctrl-C or SIGTERM and notes its name; a second one acts at once.
 
-  Python hands signals to the main thread only: in another thread nothing is caught.
+  Python hands signals to the main thread only: in another thread nothing is caught. Of several processes SIGTERM is
+  the runtime's, which tells the others and finds a step for all to stop after; a Ctrl-C becomes one.
 
   Args:
     ends: whether blocks of `may_end` are ended.
@@ -167,7 +183,6 @@ class Signals:
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      # of several processes, jax.distributed catches SIGTERM: its handler lets all know
       numbers = (signal.SIGINT,) if hosts.several() else (signal.SIGINT, signal.SIGTERM)
       self._before = {number: signal.signal(number, self._note) for number in numbers}
       if self._ends:
@@ -210,6 +225,10 @@ class Signals:
       self._ending = self._exits = False
 
   def _note(self, number, frame):
+    if hosts.several():
+      self._restore()
+      signal.raise_signal(signal.SIGTERM)
+      return
     self.name = signal.Signals(number).name
     self._heard.set()
     self._restore()
@@ -219,7 +238,7 @@ class Signals:
 
   def _restore(self):
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
     self._before = {}
 
   def _watch(self, source):
@@ -229,6 +248,14 @@ class Signals:
         if number[0] == signal.SIGTERM and not self._heard.wait(PATIENCE) and self._exits:
           print('Stopped by SIGTERM while compiling or reading; no step is lost.', file=sys.stderr, flush=True)
           os._exit(0)
+
+
+def _apart(window, size):
+  """The StepInfo of every step."""
+  infos = []
+  for info, together in window:
+    infos += [jax.tree.map(lambda x, i=i: x[i], info) for i in range(size)] if together else [info]
+  return infos
 
 
 def _with_earlier(info, earlier):

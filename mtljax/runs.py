@@ -1,9 +1,13 @@
 """A run: an experiment with its options, traced and compiled."""
 
+import dataclasses
 import functools
+import math
+import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from mtljax import arrays, balancing, evaluate, hosts, parallel, train_step
 from mtljax.base import Batch, InputError, StepInfo, TrainState
@@ -38,6 +42,9 @@ class Run:
       at=options.at,
       objectives=options.objectives,
       penalties=tuple(experiment.penalties),
+      chunk_size=options.chunk_size or None,
+      accumulate=options.accumulate,
+      remat=options.remat,
       on_nonfinite='drop' if options.on_nonfinite == 'drop' else 'error',
     )
     init = functools.partial(train_step.init_state, model, tasks, optimizer, balancer, objectives=options.objectives)
@@ -59,6 +66,8 @@ class Run:
       call = jax.jit(gathered, donate_argnums=0)
       call.eval_shape(self.abstract, train.draw(options.seed, 0), train.examples)
       self._step = lambda state, index: call(state, train.draw(options.seed, index), train.examples)
+      if options.steps_per_call > 1:
+        self._several = self._scan(gathered, options.steps_per_call)
     else:
       compiled = parallel.compile_step(step, options.mode)
       if hosts.several():
@@ -84,6 +93,31 @@ class Run:
   def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
     """Step number `index`, from 0; the state is donated."""
     return self._step(state, index)
+
+  @property
+  def several(self):
+    """`(state, index) -> (state, StepInfo)` of `options.steps_per_call` steps in one call; None where that is one."""
+    return getattr(self, '_several', None)
+
+  def _scan(self, step, size):
+    train, seed = self.experiment.train, self.options.seed
+
+    def draws(index):
+      drawn = [train.draw(seed, i) for i in range(index, index + size)]
+      shapes = {str(jax.tree.map(np.shape, draw)) for draw in drawn}
+      if len(shapes) > 1:
+        raise InputError(
+          f'steps_per_call: found {size} with batches of {len(shapes)} shapes in one call, expected 1: the steps of '
+          'a call are alike (no buckets, no schedule that leaves tasks out).'
+        )
+      return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+
+    def scanned(state, draws, examples):
+      return jax.lax.scan(lambda state, draw: step(state, draw, examples), state, draws)
+
+    call = jax.jit(scanned, donate_argnums=0)
+    call.eval_shape(self.abstract, draws(0), train.examples)
+    return lambda state, index: call(state, draws(index), train.examples)
 
   def evaluate(self, state: TrainState, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
     """{task: {metric or 'loss': value}}, metrics in the task's order; {} without batches.
@@ -113,3 +147,33 @@ class Run:
   def _global_gramian(self):
     diagnose = train_step.make_diagnostics(self.experiment.model, self.experiment.tasks)
     return jax.jit(diagnose, out_shardings=self.abstract.step.sharding)
+
+
+def choose_steps_per_call(experiment: Experiment, options: Options) -> tuple[int, str]:
+  """How many steps a call shall make, by measurement, and what was found.
+
+  The number tried is the greatest that divides the steps between lines, evaluations and checkpoints, 100 at most.
+  A scan saves what a call costs, and costs what the compiler does worse inside a loop (convolutions, on a CPU).
+  """
+  every = math.gcd(options.log_every, options.eval_every, options.checkpoint_every)
+  size = max(n for n in range(1, min(every, 100) + 1) if every % n == 0)
+  if size == 1:
+    return 1, 'steps_per_call: 1, as lines, evaluations and checkpoints have no common multiple of steps between them.'
+  try:
+    run = Run(experiment, dataclasses.replace(options, steps_per_call=size))
+  except InputError as error:
+    if not str(error).startswith('steps_per_call'):
+      raise
+    return 1, f'{error} 1 is taken.'
+  times = []
+  for steps, call in ((range(size), run.step), ((0,), run.several)):
+    state, found = run.init(), []
+    for _ in range(4):  # the first one compiles
+      clock = time.perf_counter()
+      for index in steps:
+        state, info = call(state, index)
+      jax.block_until_ready((state, info))
+      found.append(1e3 * (time.perf_counter() - clock) / size)
+    times.append(min(found[1:]))
+  chosen = size if times[1] < times[0] else 1
+  return chosen, f'steps_per_call: {chosen}; a step takes {times[0]:.3g} ms alone, {times[1]:.3g} ms as one of {size}.'

@@ -17,7 +17,7 @@ from mtljax.base import InputError
 from mtljax.checkpoint import SaveError
 from mtljax.experiment import Experiment, Options, score
 from mtljax.loop import NonFiniteError, Signals, Stopped, fit
-from mtljax.runs import Run
+from mtljax.runs import Run, choose_steps_per_call
 
 
 def train(
@@ -60,6 +60,10 @@ def train(
   with Signals(ends=not hosts.several()) as stop:
     try:
       with stop.may_end(exits=True):
+        if options.steps_per_call == 0:
+          chosen, why = choose_steps_per_call(experiment, options)
+          options = dataclasses.replace(options, steps_per_call=chosen)
+          say(why)
         run = Run(experiment, options)
       meta = {'experiment': experiment.name, 'tasks': list(run.names), **dataclasses.asdict(options), **(config or {})}
       hosts.check_same({'run_dir': str(run_dir), **meta})
@@ -108,6 +112,8 @@ def _train(run, run_dir, resume, meta, stop, progress, say):
       evaluate=recorder.evaluate,
       save=recorder.save,
       on_nonfinite=options.on_nonfinite,
+      several=run.several,
+      steps_per_call=options.steps_per_call,
       signals=stop,
       title=options.balancer,
       progress=progress,
