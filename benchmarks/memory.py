@@ -4,8 +4,9 @@
   python benchmarks/memory.py --columns "in two: chunk_size=2" --tasks 2 8
 
 MLP 128-4x512, batch 256, Adam for every part; nothing is run. MB of temporaries in the compiled step: what is alive at
-once besides the state, the batch and the results. Columns are options of `make_train_step`, with `mgda` and all rows of
-the Jacobian at once where nothing else is said; `bf16` computes trunk and heads in bfloat16.
+once besides the state, the batch and the results. Columns are options of `make_train_step`, with `mgda` where nothing
+else is said: `params` forms no rows of kernels where that takes fewer products, `rows` forms all at once, `one by one`
+in a loop; `bf16` computes trunk and heads in bfloat16. `T rows` is what the rows of the Jacobian take.
 """
 
 import argparse
@@ -20,10 +21,13 @@ import mtljax as mtl
 COLUMNS = (
   "equal: method='equal'",
   'params:',
+  'rows: chunk_size=1000',
   'one by one: chunk_size=1',
   "features: at='features'",
-  "bf16 equal: method='equal', dtype='bfloat16'",
-  "bf16 params: dtype='bfloat16'",
+  'accumulate=4: accumulate=4',
+  'one, acc=4: chunk_size=1, accumulate=4',
+  'remat: remat=True',
+  "bf16: dtype='bfloat16'",
 )
 
 
