@@ -177,28 +177,30 @@ def make_train_step(
 
       alphas = gradients.task_weights(tasks, state.step)
       objective = jnp.where(out.present, alphas * out.losses, 0).sum() + penalty
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=objective)
-      new = TrainState(
-        step=state.step + 1,
-        params=optim.hold_absent(optax.apply_updates(state.params, updates), state.params, names, out.present),
-        model_state=out.model_state,
-        opt_state=optim.hold_absent(opt_state, state.opt_state, names, out.present),
-        balancer_state=out.balancer_state,
-        key=state.key,
-      )
-      if balancer.observe is not None:
-        after = gradients.task_losses(
-          model, tasks, new.params, state.model_state, batch, key=key, step=state.step, present=out.present
-        )
-        new = new.replace(balancer_state=balancer.observe(after, new.balancer_state))
-
       grad_norm = _norm(grads)
       finite = jnp.isfinite(grad_norm) & jnp.isfinite(out.losses).all() & jnp.isfinite(penalty)
       if out.gramian is not None:  # a method may give a finite direction for a row that is not
         finite &= jnp.isfinite(jnp.diagonal(out.gramian)).all()
-      kept = arrays.select(
-        finite & out.present.any(), new.replace(key=None, step=None), state.replace(key=None, step=None)
-      )
+      moves = finite & out.present.any()
+
+      def moved():
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=objective)
+        return {
+          'params': optim.hold_absent(optax.apply_updates(state.params, updates), state.params, names, out.present),
+          'model_state': out.model_state,
+          'opt_state': optim.hold_absent(opt_state, state.opt_state, names, out.present),
+          'balancer_state': out.balancer_state,
+        }
+
+      old = {name: getattr(state, name) for name in ('params', 'model_state', 'opt_state', 'balancer_state')}
+      new = state.replace(step=state.step + 1, **_if_moves(moves, moved, old))
+      if balancer.observe is not None:
+        after = gradients.task_losses(
+          model, tasks, new.params, state.model_state, batch, key=key, step=state.step, present=out.present
+        )
+        observed = balancer.observe(after, new.balancer_state)
+        new = new.replace(balancer_state=arrays.select(moves, observed, state.balancer_state))
+
       info = StepInfo(
         losses=out.losses,
         present=out.present,
@@ -212,7 +214,7 @@ def make_train_step(
           finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names, objectives)
         ),
       )
-      return kept.replace(key=state.key, step=new.step), info
+      return new, info
 
   return step
 
@@ -231,6 +233,17 @@ def make_diagnostics(model: Model, tasks: Sequence[Task]) -> Callable[[TrainStat
     ).gramian
 
   return diagnose
+
+
+def _if_moves(moves, moved, old):
+  """`moved()`, or `old` where the step stands still.
+
+  On a CPU as a branch: a step of half a millisecond took 1.2 times as long with every leaf selected. Elsewhere the
+  selection is part of the kernels that write the leaves, while a branch would wait for its condition.
+  """
+  if jax.default_backend() == 'cpu':
+    return jax.lax.cond(moves, moved, lambda: old)
+  return arrays.select(moves, moved(), old)
 
 
 def _nonfinite(out, names, objectives):
