@@ -149,11 +149,17 @@ def _is_linen(x) -> bool:
 
 
 def _from_module(x: Module) -> Module:
+  def keywords(function, positional, offered):
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    # `**offered`, as here: it drops what it does not name itself
+    every = inspect.Parameter.VAR_KEYWORD in kinds
+    return offered if every else named_keywords(function, positional, offered)
+
   def init(key, *args, **offered):
-    return x.init(key, *args, **named_keywords(x.init, 1 + len(args), offered))
+    return x.init(key, *args, **keywords(x.init, 1 + len(args), offered))
 
   def apply(params, state, *args, train, key, **offered):
-    return x.apply(params, state, *args, train=train, key=key, **named_keywords(x.apply, 2 + len(args), offered))
+    return x.apply(params, state, *args, train=train, key=key, **keywords(x.apply, 2 + len(args), offered))
 
   return Module(init, apply)
 

@@ -220,3 +220,25 @@ def test_what_needs_no_warning_gets_none(module):
 def test_one_device_gets_no_warning():
   apply, _, _ = start(Plain(), X)
   apply(X, train=True, key=KEY)
+
+
+class Gated(nn.Module):
+  """A head that asks for the task's inputs."""
+
+  @nn.compact
+  def __call__(self, z, *, inputs):
+    return nn.Dense(2)(z) * inputs[:, :2]
+
+
+@pytest.mark.parametrize('name', sharing.ARCHITECTURES)
+def test_heads_that_name_inputs_get_them_in_every_architecture(name):
+  model = sharing.parse(name)(trunks.MLP((6, 6)), {'a': Gated(), 'b': Gated()})
+  x = jnp.ones((3, 5))
+  params, state = jax.eval_shape(model.init, jax.random.key(0), {'a': x, 'b': x})
+
+  def outputs(params, state):
+    mode = dict(train=True, key=jax.random.key(1))
+    z, _ = model.trunk(params['shared'], state['shared'], x, tasks=('a', 'b'), **mode)
+    return model.head(params['tasks']['b'], state['tasks']['b'], z, inputs=x, task='b', **mode)[0]
+
+  assert jax.eval_shape(outputs, params, state).shape == (3, 2)
