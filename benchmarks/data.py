@@ -30,11 +30,7 @@ from workloads import about, in_turn
 import mtljax as mtl
 from mtljax import experiment as experiments
 from mtljax.experiment import Options
-
-try:
-  from mtljax.runs import Run
-except ImportError:  # of a version before that module
-  from mtljax.experiment import Run
+from mtljax.runs import Run
 
 EXPERIMENTS = (
   'multi_digits',
