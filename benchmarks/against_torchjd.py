@@ -7,15 +7,18 @@
 
 TorchJD's ways: `autojac` (mtl_backward and jac_to_grad, rows together by vmap), `rows` (the same with
 parallel_chunk_size=1) and `autogram` (the Engine's Gramian, then one weighted backward pass); loss methods have its
-scalarizers (`backward`). Threads are as many as JAX has; torch's Adam is the fused one. All are called in turn in one
-run; a ratio is TorchJD's time / ours, so above 1 we are faster: the median over rounds, ± half the interquartile range,
-and in brackets that of the fastest rounds, which other jobs on the machine disturb least, and that of processor time.
-`fastest` is the smallest median. torch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE unless it is set):
-waiting busily, as by default, they were up to a hundred times slower on cores that other jobs used too.
+scalarizers and `backward`, shown under autojac. torch's Adam is the fused one, its fastest, unless `--plain_adam` is
+given. All are called in turn in one run; a ratio is TorchJD's time / ours, so above 1 we are faster: the median over
+rounds, ± half the interquartile range, and in brackets that of the fastest rounds, which other jobs on the machine
+disturb least, and that of processor time. `fastest` is the smallest median.
+
+torch has as many threads as there are cores. They sleep while they wait (OMP_WAIT_POLICY=PASSIVE unless it is set):
+waiting busily, as by default, they were up to a hundred times slower on cores that other jobs used too. For nets as
+small as s8 one thread is its fastest in any case (`--threads 1`).
 
 Before timing, at the same parameters and the same batch: losses and Gramian of both sides agree, and both solvers are
-given the same Gramian; `direction` is |d - d'| / |d| of what they make of it (d = w J, from G). TorchJD's mgda and
-nash_mtl stop early, so there the difference is theirs.
+given the same Gramian; `direction` is |d - d'| / |d| of what they make of it (d = w J, from G). TorchJD's mgda stops
+early, so there the difference is its own.
 """
 
 import argparse
@@ -60,7 +63,7 @@ WAYS = ('autojac', 'rows', 'autogram')
 class Torch:
   """A training step of TorchJD's; calling it makes one."""
 
-  def __init__(self, name: str, params, method: str, way: str):
+  def __init__(self, name: str, params, method: str, way: str, fused: bool = True):
     workload = WORKLOADS[name]
     batch, params = workload.data(), jax.tree.map(np.asarray, params)
     x = np.array(batch['inputs'])
@@ -73,7 +76,7 @@ class Torch:
     self.way, self.method = way, METHODS[method][1](workload.tasks)
     learned = list(self.method.parameters()) if method == 'uncertainty' else []
     every = [*self.shared, *sum(self.own, []), *learned]
-    self.optimizer = torch.optim.Adam(every, lr=1e-3, fused=True)
+    self.optimizer = torch.optim.Adam(every, lr=1e-3, fused=fused)
     self.engine = autogram.Engine(self.trunk, batch_dim=None) if way == 'autogram' else None
 
   def losses(self):
@@ -142,13 +145,13 @@ def direction_error(name: str, method: str, ours: Stepper) -> float:
   return length(weights - found) / length(weights)
 
 
-def compare(name: str, methods, rounds: int, limit: float):
+def compare(name: str, methods, rounds: int, limit: float, fused: bool):
   """One table of a workload."""
   print(f'\n{name:<13}{"ours ms":>9}{"direction":>11}' + ''.join(f'{way:>30}' for way in WAYS) + f'{"fastest":>9}')
   for method in methods:
     ours = Stepper(WORKLOADS[name], METHODS[method][0]())
     error = direction_error(name, method, ours)
-    runs = {way: Torch(name, ours.params, method, way) for way in ways_of(method)}
+    runs = {way: Torch(name, ours.params, method, way, fused) for way in ways_of(method)}
     seconds, ratio = in_turn({'ours': ours, **runs}, rounds, limit=limit)
     found = {way: ratio(way, 'ours') for way in runs}
     if method in LOSSES:
@@ -197,6 +200,7 @@ def main():
   parser.add_argument('--rounds', type=int, default=25)
   parser.add_argument('--limit', type=float, default=20, help='seconds for the rounds of a method (default 20)')
   parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='of torch (default: cores)')
+  parser.add_argument('--plain_adam', action='store_true', help="torch's Adam as it comes, not the fused one")
   parser.add_argument('--memory', choices=WORKLOADS)
   parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -209,7 +213,7 @@ def main():
     print_memory(args.memory)
     return
   for name in args.workloads:
-    compare(name, args.methods, args.rounds, args.limit)
+    compare(name, args.methods, args.rounds, args.limit, not args.plain_adam)
 
 
 if __name__ == '__main__':
