@@ -1,9 +1,25 @@
-r"""Entities in tweets, and the case of their words guessed from lower-cased text; parts of speech by option.
+r"""Entities in posts, and the case of their words guessed from lower-cased text; parts of speech by option.
 
   mtljax train experiments/tagging.py --data_dir DIR
-  mtljax compare experiments/tagging.py --balancers equal,uncertainty --seeds 3 --steps 500 \
-    --learning_rates 3e-3,1e-2 --data_dir DIR
+  mtljax compare experiments/tagging.py --balancers equal,uncertainty --seeds 3 --steps 800 \
+    --learning_rates 5e-3,1e-2 --data_dir DIR
   mtljax train experiments/tagging.py --pos_file en_ewt-ud-train.conllu --max_length 200 --data_dir DIR
+
+The first command took 33 s on two cores and printed F1 of 0.1620 for entities and 0.6072 for casing (seed 0). The
+second took 7.5 min of wall time on two busy cores (11 min of processor time) and printed
+
+  method           entities F1        casing F1        Δm [%]  rank  time/equal  steps  rate
+  -----------  ---------------  ---------------  ------------  ----  ----------  -----  ----
+  single-task  0.1668 ± 0.0072  0.6288 ± 0.0231         +0.00     –        1.75    800  0.01
+  equal        0.1643 ± 0.0069  0.6112 ± 0.0271  -2.12 ± 1.36  1.00        1.00    800  0.01
+  uncertainty  0.1632 ± 0.0119  0.6095 ± 0.0263  -2.60 ± 3.92  2.00        0.99    800  0.01
+
+F1 of entities is that of whole spans, F1 of casing that of words that are not lower-cased. A logistic regression on
+words in a window has a span F1 of 0.09; all rows are above by more than four times the standard error that such a test
+set leaves (0.015). Giving every word its most frequent case in training finds casing with an F1 of 0.29. Multi-task
+nets lose: `equal` is behind single-task nets in both means, casing more than entities, and its Δm is below 0 by more
+than its interval. What they save is time and half of the parameters. The larger of the two rates won in every row.
+The third command was tried on small made-up treebanks only.
 
 The trunk reads lower-cased words, whole and in parts of up to three characters, so the case of a word is not to be read
 off, only guessed from what it is and where it stands; words without a letter that has a case (12, :-) are left out of
@@ -50,7 +66,7 @@ class Config:
     parts: most parts of a word that are read, the longest first.
     max_length: most words of a sentence; a longer one is an error.
     dropout: rate, in trunk and heads.
-    outside_weight: of words outside of entities in their loss, where those within weigh 1.
+    entity_weight: of words in entities in their loss, where the others weigh 1.
     word_dropout: share of the words that a step does not know, and of the parts that it does not see.
     pos_file: CoNLL-U with parts of speech, a third task; its last fifth is for validation and testing.
     learning_rate: of Adam at the start, trunk and heads; it falls to 0 with the cosine of the step.
@@ -69,11 +85,11 @@ class Config:
   parts: int = 24
   max_length: int = 105
   dropout: float = 0.3
-  outside_weight: float = 0.3
-  word_dropout: float = 0.2
+  entity_weight: float = 4.0
+  word_dropout: float = 0.4
   pos_file: str = ''
-  learning_rate: float = 3e-3
-  steps: int = 500
+  learning_rate: float = 1e-2
+  steps: int = 800
   batch_size: int = 32
   data_dir: str = '~/.cache/mtljax'
 
@@ -95,7 +111,7 @@ class Words(nn.Module):
 
 
 class Trunk(nn.Module):
-  """Words, then layers that read the sentence; both are the `stages` of architectures that need them."""
+  """Words, then layers that read the sentence; both give the `stages` that some architectures need."""
 
   words: nn.Module
   layers: nn.Module
@@ -247,7 +263,7 @@ def build(config: Config) -> mtl.Experiment:
     'pos': {'accuracy': accuracy},
   }
   loss = mtl.losses.softmax_cross_entropy
-  weights = [config.outside_weight if tag == 'O' else 1.0 for tag in tags['entities']]
+  weights = [1.0 if tag == 'O' else config.entity_weight for tag in tags['entities']]
   losses = {'entities': functools.partial(weighted, weights=weights), 'casing': loss, 'pos': loss}
   tasks = tuple(mtl.Task(task, losses[task], metrics=metrics[task]) for task in tags)
   options = dict(hidden=(config.hidden,), dropout=config.dropout)

@@ -129,10 +129,10 @@ def test_hidden_words(folder):
   assert all((shown[name] == batch['inputs'][name]).all() for name in shown)
 
 
-def test_words_outside_of_entities_weigh_less():
+def test_words_of_entities_weigh_more():
   outputs, labels = np.zeros((1, 2, 3), np.float32), np.array([[0, 2]])
-  losses = tagging.weighted(outputs, labels, weights=[0.5, 1.0, 1.0])
-  np.testing.assert_allclose(losses, [[0.5 * np.log(3), np.log(3)]], rtol=1e-6)
+  losses = tagging.weighted(outputs, labels, weights=[1.0, 4.0, 4.0])
+  np.testing.assert_allclose(losses, [[np.log(3), 4 * np.log(3)]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
