@@ -69,10 +69,11 @@ def test_canvases_show_both_digits_and_their_labels(tmp_path, monkeypatch, compr
   [
     ('x', None, 'x: found no such file, expected an idx file'),
     ('x.gz', b'no gzip', 'x.gz: cannot be read, expected an idx file'),
-    ('x.gz', gzip.compress(idx_bytes(np.zeros((2, 3), np.uint8)))[:-12], 'x.gz: cannot be read'),
+    ('x.gz', gzip.compress(idx_bytes(np.zeros((2, 3), np.uint8)), mtime=0)[:-12], 'x.gz: cannot be read'),
     ('x', b'\0\0\x07\x01', 'x: found 00000701 at its start, expected an idx file'),
     ('x', idx_bytes(np.zeros((2, 3), np.uint8))[:-1], r'x: found 5 bytes, expected an array \(2, 3\) of uint8'),
   ],
+  ids=['no file', 'no gzip', 'cut gzip', 'no idx', 'cut idx'],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):
   if content is not None:
