@@ -49,13 +49,16 @@ class Collective:
   source: str
 
 
-def compiled_step(workload: Workload, method: str, mode: str, devices: int, constrain: bool):
-  """The program of one device; the batch of the workload is that of each device."""
+def mesh_of(**axes: int) -> Mesh:
+  """Of the first virtual devices."""
+  return Mesh(np.array(jax.devices()[: np.prod([*axes.values()])]).reshape(*axes.values()), tuple(axes))
+
+
+def compiled_step(workload: Workload, method: str, mode: str, mesh: Mesh, constrain: bool = False):
+  """The program of one device."""
   name, options = METHODS[method]
-  workload = dataclasses.replace(workload, batch=workload.batch * devices)
   model, tasks, optimizer = workload.problem()
   balancer, batch = mtl.balancing.parse(name), workload.data()
-  mesh = Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
   if constrain:
     model = constrained(model, mesh)
   state = mtl.init_state(model, tasks, optimizer, balancer, batch, jax.random.key(0))
@@ -143,7 +146,8 @@ def main():
       for method in args.methods:
         cost = {}
         for devices in (1, args.devices):
-          program = compiled_step(workload, method, mode, devices, args.constrain)
+          larger = dataclasses.replace(workload, batch=workload.batch * devices)
+          program = compiled_step(larger, method, mode, mesh_of(data=devices), args.constrain)
           cost[devices] = program.cost_analysis()
         found = collectives(program.as_text())
         sent = sum(item.size for item in found)
