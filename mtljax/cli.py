@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-from mtljax import __version__, balancing, calls, checkpoint, inputs, loop, options, rundir, runs, sharing, training
+from mtljax import balancing, calls, checkpoint, hosts, inputs, loop, options, rundir, runs, sharing, training
 from mtljax import experiment as experiment_lib
 from mtljax.analysis import draw, tables
 from mtljax.base import InputError
 from mtljax.compare import compare
 from mtljax.lanes import Plan
+from mtljax.version import __version__
 
 OF_RUNS = tuple(field.name for field in dataclasses.fields(experiment_lib.Options))
 OFTEN = ('eval_every', 'checkpoint_every', 'log_every')
@@ -32,7 +33,7 @@ mtljax --version"""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(experiment_lib.Options):
+class TrainOptions(experiment_lib.Options, hosts.HostOptions):
   """Trains one method and prints the test metrics.
 
   Attributes:
@@ -131,15 +132,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   except SystemExit as stop:  # tyro's: --help, or an option that is wrong, which it has said
     return stop.code or 0
   except (InputError, OSError, loop.NonFiniteError) as error:
-    print(f'mtljax {command}: {" ".join(str(error).split())}', file=sys.stderr)
-    return 1 if isinstance(error, loop.NonFiniteError | checkpoint.SaveError) else 2
+    print(f'mtljax {command}{hosts.label()}: {" ".join(str(error).split())}', file=sys.stderr)
+    return hosts.leave(1 if isinstance(error, loop.NonFiniteError | checkpoint.SaveError) else 2)
   except KeyboardInterrupt:
     print(f'mtljax {command}: stopped by Ctrl-C.', file=sys.stderr)
-    return 130
+    return hosts.leave(130)
+  except Exception as error:
+    if not hosts.label():
+      raise
+    print(f'mtljax {command}{hosts.label()}: {hosts.explain(error)}', file=sys.stderr)
+    return hosts.leave(1)
   return 0
 
 
 def _train(argv):
+  if {'-h', '--help'}.isdisjoint(argv):
+    hosts.start(options.early('train', hosts.HostOptions, argv))  # before anything touches a device
+  with hosts.first_speaks():
+    _train_here(argv)
+
+
+def _train_here(argv):
   name, argv = options.split(argv)
   resume = options.value_of('--resume', argv)
   begun = bool(resume) and (name is None or (pathlib.Path(resume) / 'config.json').exists())

@@ -4,6 +4,7 @@ All of it is `jax.distributed`. Every process runs the same program on its own r
 (process 0) writes and prints. What one of them finds out, the others learn by `from_first`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -12,7 +13,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -53,9 +56,11 @@ class HostOptions:
       raise InputError(f"coordinator: found {self.coordinator!r}, expected HOST:PORT or 'auto'.")
     if self.num_processes < 0:
       raise InputError(f'num_processes: found {self.num_processes}, expected a positive integer.')
+    if self.process_id < -1:
+      raise InputError(f'process_id: found {self.process_id}, expected an integer >= 0.')
     if self.process_id >= 0 and not self.num_processes:
       raise InputError(f'process_id: found {self.process_id} without num_processes, expected both.')
-    if self.num_processes and not -1 <= self.process_id < self.num_processes:
+    if self.num_processes and self.process_id >= self.num_processes:
       raise InputError(
         f'process_id: found {self.process_id}, expected one of 0 to {self.num_processes - 1}, '
         f'of num_processes {self.num_processes}.'
@@ -134,6 +139,17 @@ def several() -> bool:
 def is_first() -> bool:
   """Whether this is the process that writes and prints."""
   return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+  """While the block runs, prints and warnings of the first process are seen, and no others."""
+  if not label() or is_first():
+    yield
+    return
+  with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    yield
 
 
 def from_first(value: Any) -> Any:
@@ -218,6 +234,16 @@ def label() -> str:
 def is_lost(error: BaseException) -> bool:
   """Whether an error says that another process is gone."""
   return bool(label()) and isinstance(error, ValueError | RuntimeError) and bool(GONE.search(str(error)))
+
+
+def explain(error: Exception) -> str:
+  """What to say of an error that ended one of several processes; prints where it came from unless that is known."""
+  if is_lost(error):
+    what = f'another process is gone ({str(error).splitlines()[0]})'
+  else:
+    traceback.print_exception(error)
+    what = 'stopped by the error above'
+  return f'{what}; start all processes again, with --resume.'
 
 
 def leave(code: int) -> int:

@@ -41,19 +41,7 @@ def parse(command, cls, argv, module, stored=None, positional='EXPERIMENT'):
     fields.append(('positional', place, ''))
   made = dataclasses.make_dataclass('options', fields)
   summary = first_line(module.__doc__ or '') if module else cls.__doc__.splitlines()[0]
-  said = io.StringIO()
-  try:
-    with contextlib.redirect_stderr(said):
-      parsed, unknown = tyro.cli(
-        made, prog=f'mtljax {command}', description=summary, args=argv, use_underscores=True, return_unknown_args=True
-      )
-  except SystemExit as stop:
-    if not stop.code:
-      raise
-    # tyro says it in a box: the lines between its head and its first rule are the sentence
-    lines = [line.strip('│╭╰╮╯ ') for line in said.getvalue().splitlines()]
-    rules = [i for i, line in enumerate(lines) if line.startswith('──')] + [len(lines)]
-    raise InputError(f'{" ".join(lines[1 : rules[0]] or lines)}; see mtljax {command} --help.') from None
+  parsed, unknown = _read(command, made, argv, summary)
   unknown += [parsed.positional] if positional and parsed.positional else []
   if unknown:
     what = 'option' if unknown[0].startswith('-') else 'argument'
@@ -65,6 +53,30 @@ def parse(command, cls, argv, module, stored=None, positional='EXPERIMENT'):
     values['data_dir'] = os.path.expanduser(values['data_dir'])
   config = module.Config(**{name: values.get(name, field[1]) for name, field in own.items()}) if module else None
   return values, config
+
+
+def early(command, cls, argv):
+  """The options of one dataclass, whatever else is given: what has to be known before the experiment is loaded."""
+  return _read(command, cls, argv, '')[0]
+
+
+def _read(command, cls, argv, summary):
+  """An instance of the dataclass, and the arguments that it does not know."""
+  import tyro
+
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      return tyro.cli(
+        cls, prog=f'mtljax {command}', description=summary, args=argv, use_underscores=True, return_unknown_args=True
+      )
+  except SystemExit as stop:
+    if not stop.code:
+      raise
+    # tyro says it in a box: the lines between its head and its first rule are the sentence
+    lines = [line.strip('│╭╰╮╯ ') for line in said.getvalue().splitlines()]
+    rules = [i for i, line in enumerate(lines) if line.startswith('──')] + [len(lines)]
+    raise InputError(f'{" ".join(lines[1 : rules[0]] or lines)}; see mtljax {command} --help.') from None
 
 
 def split(argv) -> tuple[str | None, list[str]]:
