@@ -26,6 +26,7 @@ from mtljax.base import InputError
 
 BLOCK = 256  # bytes that are sent at a time
 GRACE = 3  # seconds by which the first process outlives the others: they end when it does
+SETTLE = 60  # seconds after which a network file system shows a new file to all
 _CALLS = itertools.count()  # of `reached_stop`, the same in all processes
 # What the runtime says when a process is gone: the transport's own words, or the coordination service's.
 GONE = re.compile(r'gloo|nccl|heartbeat|coordination|connection (closed|reset)|unavailable', re.IGNORECASE)
@@ -204,6 +205,21 @@ def check_same(values: Mapping[str, Any]) -> None:
     )
   if wrong.size:
     raise InputError(f'process {wrong[0]} was started with other options than process 0; its message says which.')
+
+
+def check_shared(path) -> None:
+  """Raises an InputError in all processes unless all see the file, which the first one made."""
+  if not several():
+    return
+  end = time.monotonic() + SETTLE
+  while not os.path.exists(path) and time.monotonic() < end:
+    time.sleep(0.1)
+  blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(os.path.exists(path))))
+  if blind.size:
+    raise InputError(
+      f'run_dir: process {blind[0]} does not see {path}, which process 0 made; expected a directory that all processes '
+      'share, as on NFS.'
+    )
 
 
 def _flat(values):

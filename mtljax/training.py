@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtljax import balancing, checkpoint, events, hosts, rundir
+from mtljax import balancing, checkpoint, events, hosts, lock, rundir
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
 from mtljax.checkpoint import SaveError
@@ -69,6 +69,7 @@ def train(
       hosts.check_same({'run_dir': str(run_dir), **meta})
       with contextlib.ExitStack() as held:
         hosts.on_first(lambda: held.enter_context(rundir.use(run_dir, overwrite=overwrite, resume=resume)))
+        hosts.check_shared(run_dir / lock.NAME)
         return _train(run, run_dir, resume, meta, stop, progress, say)
     except Stopped:
       say(f'Stopped by {stop.name}; no step is lost. Go on with:')
