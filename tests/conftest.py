@@ -1,15 +1,26 @@
 """Strict settings for every test: four virtual devices, no silent rank promotion, a compilation cache on disk."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+FLAGS = [
+  '--xla_force_host_platform_device_count=4',
+  '--xla_backend_optimization_level=0',  # most of the time goes into compiling nets that compute for milliseconds
+  '--xla_cpu_parallel_codegen_split_count=1',
+  # Without optimisation a product and a sum become one instruction here and two there (FMA), and what is computed twice
+  # may differ from itself; the gradient of a maximum divides by the number of places that equal it. So no FMA.
+  '--xla_cpu_max_isa=AVX',
+]
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):  # later ones do not know the flag
+  FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault('XLA_FLAGS', ' '.join(FLAGS))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('MPLBACKEND', 'agg')
 CACHE = pathlib.Path(os.environ.get('MTLJAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'mtljax-test-cache'))
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
