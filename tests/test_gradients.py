@@ -30,6 +30,7 @@ def loss_of(name, params, model_state, batch, net):
   return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1)
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def by_hand(params, model_state, batch, net):
   grads = [jax.grad(lambda p, n=n: loss_of(n, p, model_state, batch, net))(params) for n in problems.NAMES]
   losses = jnp.stack([loss_of(n, params, model_state, batch, net) for n in problems.NAMES])
@@ -230,7 +231,7 @@ def _first_entries(tree):
 
 def test_without_any_label_only_the_step_moves():
   net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.famo(), net=problems.model(norm=True))
-  step = mtl.make_train_step(net, tasks, optimizer, balancer)
+  step = jax.jit(mtl.make_train_step(net, tasks, optimizer, balancer))
   before, _ = step(state, problems.batch())
   after, info = step(before, problems.batch(masks='none'))
   assert int(after.step) == int(before.step) + 1 and not info.present.any()
@@ -239,7 +240,7 @@ def test_without_any_label_only_the_step_moves():
 
 def test_weight_zero_counts_as_absent():
   net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.mgda(), task_list=problems.tasks(weight=0.0))
-  after, info = mtl.make_train_step(net, tasks, optimizer, balancer)(state, problems.batch())
+  after, info = jax.jit(mtl.make_train_step(net, tasks, optimizer, balancer))(state, problems.batch())
   assert info.present.tolist() == [False, True] and info.weights.tolist() == [0.0, 1.0] and info.losses[0] == 0
   problems.leaves_close(after.params['tasks']['digit'], state.params['tasks']['digit'], rtol=0)
 
@@ -275,9 +276,9 @@ def test_penalty_on_outputs_is_one_more_row_outside_the_balancer(at, balancer, k
       params, {'digit': net.head(params['tasks']['digit'], {}, z, task='digit', train=False, key=None)[0]}
     )
 
-  extra = jax.grad(by_hand)(state.params)
+  penalty, extra = jax.jit(jax.value_and_grad(by_hand))(state.params)
   problems.leaves_close(found.grads, jax.tree.map(jnp.add, plain.grads, extra), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(found.penalty, by_hand(state.params), rtol=1e-6)
+  np.testing.assert_allclose(found.penalty, penalty, rtol=1e-6)
   if plain.gramian is not None:
     np.testing.assert_allclose(found.gramian, plain.gramian, rtol=1e-6)
 
