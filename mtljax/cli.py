@@ -337,5 +337,5 @@ def _check_resumed(stored, values, resume):
   pairs = [(name, values[name], stored[name]) for name in values if name in stored and name != 'config']
   pairs += [(name, value, stored.get('config', {}).get(name, value)) for name, value in values['config'].items()]
   for name, found, was in pairs:
-    if name not in MAY_CHANGE and rundir.finite(found) != was:
+    if name not in MAY_CHANGE and rundir.finite(found) != rundir.finite(was):
       raise InputError(f'--{name}: found {found}, expected {was}, as the run in {resume} was started.')

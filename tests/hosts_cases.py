@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
+import pytest
 import tiny
+from jax.sharding import Mesh
 
-from mtljax import rundir
+from mtljax import experiment, parallel, rundir, training
 from mtljax.experiment import Options
 
 # every row of another process is NaN, its mask is turned over: reading one would spread
@@ -37,6 +40,14 @@ def arguments(options):
   default = dataclasses.asdict(Options())
   said = {name: value for name, value in dataclasses.asdict(options).items() if value != default[name]}
   return [text for name, value in said.items() for text in (f'--{name}', str(value))]
+
+
+def train_here(path, options, folder, devices):
+  """One run of this process, on so many of its devices."""
+  module = experiment.load(str(path))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, '_all_devices', lambda: Mesh(np.array(jax.devices()[:devices]), ('data',)))
+    return training.train(experiment.build(module, module.Config()), options, folder, progress=False)
 
 
 def assert_same_run(folder, expected, tolerance=0):

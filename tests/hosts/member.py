@@ -45,7 +45,7 @@ def fail():
 
 def main(path, out, *options):
   sys.addaudithook(note_writes)
-  code = cli.main(['train', path, *arguments(PCGRAD), '--run_dir', 'runs/pcgrad', *options])
+  code = cli.main(['train', path, *arguments(PCGRAD), '--resume', 'runs/pcgrad', *options])
   module = experiment.load(path)
   training.train(experiment.build(module, module.Config()), OF_SECOND, 'runs/equal')
 

@@ -4,14 +4,11 @@ import json
 import pathlib
 
 import hosts_cases
-import jax
-import numpy as np
 import processes
 import pytest
 import tiny
-from jax.sharding import Mesh
 
-from mtljax import checkpoint, experiment, parallel, training
+from mtljax import checkpoint
 
 MEMBER = pathlib.Path(__file__).with_name('member.py')
 
@@ -24,12 +21,9 @@ def path(tmp_path_factory):
 @pytest.fixture(scope='module')
 def alone(path, tmp_path_factory):
   """Where runs of this process are, on two of its devices."""
-  module, folder = experiment.load(str(path)), tmp_path_factory.mktemp('alone')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, '_all_devices', lambda: Mesh(np.array(jax.devices()[:2]), ('data',)))
-    for options in (hosts_cases.PCGRAD, hosts_cases.OF_SECOND):
-      built = experiment.build(module, module.Config())
-      training.train(built, options, folder / options.balancer, progress=False)
+  folder = tmp_path_factory.mktemp('alone')
+  for options in (hosts_cases.PCGRAD, hosts_cases.OF_SECOND):
+    hosts_cases.train_here(path, options, folder / options.balancer, devices=2)
   return folder
 
 
@@ -79,6 +73,7 @@ def test_they_know_each_other(pair):
     ('in use', 'run directory runs/pcgrad: found files of an earlier run, expected an empty or a new directory'),
     ('on_first', 'only the first one knows'),
   ],
+  ids=['jit', 'pmap', 'rows', 'not batches', 'goes on', 'in use', 'first'],
 )
 def test_what_is_wrong_is_said_by_all(pair, what, message):
   assert all(seen[what].startswith(message) for seen in pair[2]), [seen[what] for seen in pair[2]]
