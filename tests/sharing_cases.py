@@ -18,10 +18,6 @@ from mtljax.relations import TaskGraph, TaskTree
 
 BATCH = 6
 
-# An init is nearly all random numbers, which XLA takes seconds to optimise. Plain forward passes are right with it too,
-# and compile in half the time; no gradients: in jax 0.10.2 the CPU's levels below the default give wrong ones.
-jit_init = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 
 class Case(NamedTuple):
   """One row.
@@ -507,4 +503,6 @@ def scalar_loss(task: str, outputs: jax.Array) -> jax.Array:
 def perturbed(params, seed: int = 1):
   """Parameters away from their initial zeros and ones."""
   draw = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: x + jnp.asarray(0.3 * draw.normal(size=x.shape), x.dtype), params)
+  return jax.tree.map(
+    lambda x: jnp.asarray(x + (0.3 * draw.normal(size=x.shape)).astype(x.dtype)), jax.device_get(params)
+  )

@@ -36,7 +36,7 @@ def test_covariance_of_two_tasks_by_hand():
   np.testing.assert_allclose(relations.task_covariance(params_of(rows)), [[0.5, 0.25], [0.25, 0.5]], atol=1e-6)
   np.testing.assert_allclose(relations.task_correlation(params_of(rows)), [[1, 0.5], [0.5, 1]], atol=1e-5)
   # 1/2 (tr sqrt M)^2; Omega^-1 W = 4 (sqrt M)^-1 W = 4/3 [[2, -1], [-1, 2]] W
-  value, grads = jax.value_and_grad(relations.mtrl(1.0).value)(params_of(rows))
+  value, grads = jax.jit(jax.value_and_grad(relations.mtrl(1.0).value))(params_of(rows))
   np.testing.assert_allclose(value, 8, rtol=1e-5)
   np.testing.assert_allclose(rows_of(grads), [[0, 4], [4, 0]], atol=1e-4)
   assert not grads['shared']['kernel'].any() and not grads['tasks']['a']['bias'].any()
@@ -85,7 +85,7 @@ def objectives():
 def test_gradient_is_that_of_the_minimised_objective(x64, name):
   penalty, objective = objectives()[name]
   rows = random_rows(4, 3) * 0.6
-  value, grads = jax.value_and_grad(penalty.value)(params_of(rows))
+  value, grads = jax.jit(jax.value_and_grad(penalty.value))(params_of(rows))
   assert value == pytest.approx(objective(rows), rel=1e-9)
   numeric = np.zeros_like(rows)
   for place in np.ndindex(rows.shape):
@@ -102,7 +102,7 @@ def test_gradient_is_that_of_the_minimised_objective(x64, name):
 @pytest.mark.parametrize('name', ['mtrl', 'graph'])
 def test_degenerate_parameters_are_finite(name, rows):
   penalty, _ = objectives()[name]
-  value, grads = jax.value_and_grad(penalty.value)(params_of(rows))
+  value, grads = jax.jit(jax.value_and_grad(penalty.value))(params_of(rows))
   assert np.isfinite(value) and np.isfinite(rows_of(grads)).all()
   if not rows.any():
     assert value == pytest.approx(0, abs=1e-6) and not rows_of(grads).any()
@@ -112,7 +112,7 @@ def test_degenerate_parameters_are_finite(name, rows):
 def test_gradients_stay_bounded_where_tasks_are_nearly_the_same():
   """|Omega^-1 W| <= tr(sqrt M) for the spectral norm: rounding in float32 must not blow it up."""
   rows = np.ones((16, 300)) + 1e-4 * random_rows(16, 300)
-  grads = jax.grad(relations.mtrl(1.0).value)(params_of(rows, 'abcdefghijklmnop'))
+  grads = jax.jit(jax.grad(relations.mtrl(1.0).value))(params_of(rows, 'abcdefghijklmnop'))
   norm = np.linalg.svd(rows, compute_uv=False)
   assert np.linalg.norm(rows_of(grads), ord=2) <= 1.05 * (norm.sum() + 16 * math.sqrt(1e-6) * np.linalg.norm(rows))
 
@@ -137,7 +137,7 @@ def test_adjacency_by_hand():
   expected = mtl.relations.TaskGraph(('a', 'b', 'c'), {('a', 'b'): float(relations.task_adjacency(params, 1.0)[0, 1])})
   assert relations.task_graph(params, 1.0, threshold=0.1) == expected
   assert not relations.task_graph(params, 1.0).edges  # less than 1/3
-  value, grads = jax.value_and_grad(relations.adaptive_graph(1.0, 1.0).value)(params)
+  value, grads = jax.jit(jax.value_and_grad(relations.adaptive_graph(1.0, 1.0).value))(params)
   np.testing.assert_allclose(value, 3 * math.log(3) - 2 * math.log(1 + math.exp(-2)), rtol=1e-5)
   np.testing.assert_allclose(rows_of(grads), [[-4 * share], [4 * share], [0]], atol=1e-5)  # weight A_ab + A_ba
 
@@ -178,7 +178,7 @@ def test_leaves_of_a_task_are_one_row():
 def test_bfloat16_parameters_are_related_in_float32():
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(random_rows()))
   assert relations.task_covariance(params).dtype == jnp.float32
-  assert jax.grad(relations.mtrl(1.0).value)(params)['tasks']['a']['kernel'].dtype == jnp.bfloat16
+  assert jax.jit(jax.grad(relations.mtrl(1.0).value))(params)['tasks']['a']['kernel'].dtype == jnp.bfloat16
 
 
 def test_bad_input_is_named():
@@ -211,7 +211,7 @@ def test_a_step_moves_the_heads_by_beta_times_the_gradient(name):
   batch = {'inputs': x, 'labels': {t: x @ row for t, row in zip('abc', rows)}}
   optimizer, balancer = optax.sgd(0.5), mtl.balancing.equal()
   state = mtl.init_state(model, tasks, optimizer, balancer, batch, jax.random.key(0))
-  expected = jax.grad(penalty.value)(state.params)
+  expected = jax.jit(jax.grad(penalty.value))(state.params)
   step = mtl.make_train_step(model, tasks, optimizer, balancer, penalties=(penalty,))
   new, info = jax.jit(step)(state, batch)
   np.testing.assert_allclose(rows_of(new.params), rows - 0.5 * 0.2 * rows_of(expected), atol=1e-5)

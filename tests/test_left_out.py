@@ -20,21 +20,27 @@ METHODS = {
 }
 
 
+def masked(seed, value):
+  """With a mask that takes or leaves all of 'size'."""
+  whole = problems.multi(seed)
+  return whole | {'size': {**whole['size'], 'mask': jnp.full(problems.B, value)}}
+
+
 def pair(seed):
   """(without 'size', with a mask that leaves all of it out)."""
-  whole = problems.multi(seed)
-  return {'digit': whole['digit']}, whole | {'size': {**whole['size'], 'mask': jnp.zeros(problems.B, bool)}}
+  out = masked(seed, False)
+  return {'digit': out['digit']}, out
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_the_step_is_that_of_an_absent_task(name):
-  net, data = problems.model(norm=True, dropout=0.2), problems.multi()
+  net, data = problems.model(norm=True, dropout=0.2), masked(0, True)
   net, tasks, optimizer, balancer, state = problems.setup(METHODS[name](), net=net, data=data)
   step = jax.jit(mtl.make_train_step(net, tasks, optimizer, balancer))
   state, _ = step(state, data)
-  without, masked = pair(1)
+  without, out = pair(1)
   after, info = step(state, without)
-  want, expected = step(state, masked)
+  want, expected = step(state, out)
   problems.leaves_close(after, want, rtol=1e-6, atol=1e-7)
   problems.leaves_close(info, expected, rtol=1e-6, atol=1e-7)
   assert info.present.tolist() == [True, False]
@@ -52,10 +58,10 @@ def test_the_trunk_runs_for_the_tasks_that_are_there():
 
 def test_a_penalty_on_outputs_reads_the_tasks_that_are_there():
   net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.mgda(), data=problems.multi())
-  without, masked = pair(0)
+  without, out = pair(0)
   size = mtl.Penalty(0.1, lambda params, outputs: jnp.sum(outputs['size'] ** 2), task='size', on='outputs')
   step = jax.jit(mtl.make_train_step(net, tasks, optimizer, balancer, penalties=(size,)))
-  problems.leaves_close(step(state, without), step(state, masked), rtol=1e-6, atol=1e-7)
+  problems.leaves_close(step(state, without), step(state, out), rtol=1e-6, atol=1e-7)
   for_all = size._replace(task=None)
   step = mtl.make_train_step(net, tasks, optimizer, balancer, penalties=(for_all,))
   with pytest.raises(InputError, match=r"batch: found the tasks \['digit'\], expected 'size' too: a penalty reads"):

@@ -11,7 +11,6 @@ import optax
 import pytest
 from random_variables import random_variables
 from scipy.special import log_softmax
-from sharing_cases import jit_init
 
 import mtljax as mtl
 from mtljax import evaluate, heads, trunks
@@ -49,7 +48,7 @@ def variables(head):
 @functools.cache
 def compiled(head, search=None):
   """Jitted `(variables, features, targets) -> logits`, or hypotheses."""
-  return jit_init(lambda own, z, y: head.apply(own, z, {'targets': y} if search is None else {'decode': search}))
+  return jax.jit(lambda own, z, y: head.apply(own, z, {'targets': y} if search is None else {'decode': search}))
 
 
 def teacher(head, features, targets, own=None):
@@ -273,7 +272,7 @@ def test_every_parameter_learns_and_dropout_acts_in_training_only(name):
   grads = jax.jit(jax.grad(lambda params: loss(params, one, False)))(params)
   dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
   assert dead == []
-  noisy = jit_init(lambda params, key: loss(params, key, True))  # no gradients in it
+  noisy = jax.jit(lambda params, key: loss(params, key, True))
   assert noisy(params, one) != noisy(params, two)
   still, drawn = (str(jax.make_jaxpr(loss, static_argnums=2)(params, one, train)) for train in (False, True))
   assert 'random_bits' in drawn and 'random_bits' not in still

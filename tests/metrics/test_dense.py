@@ -77,10 +77,10 @@ def test_masked_and_merged_against_numpy(name):
 def test_lanes_and_nothing(name):
   metric, outputs, labels, _ = CASES[name]
   stack = np.stack([outputs, outputs[::-1]])
-  lanes = jax.vmap(metric.compute)(jax.vmap(metric.update, (0, None, None))(stack, labels, MASK))
-  expected = [metric.compute(metric.update(one, labels, MASK)) for one in stack]
-  np.testing.assert_allclose(lanes, expected, rtol=1e-5)
-  nothing = metric.compute(metric.update(outputs, labels, np.zeros(B, bool)))
+  run = jax.jit(lambda outputs, mask: metric.compute(metric.update(outputs, labels, mask)))
+  lanes = jax.jit(jax.vmap(run, (0, None)))(stack, MASK)
+  np.testing.assert_allclose(lanes, [run(one, MASK) for one in stack], rtol=1e-5)
+  nothing = run(outputs, np.zeros(B, bool))
   assert nothing == 0 if 'boundary' in name else np.isnan(nothing)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sharing_cases import forward, jit_init, pair, perturbed
+from sharing_cases import forward, pair, perturbed
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -170,7 +170,7 @@ def test_penalties_find_the_policies(stems):
 def test_a_net_that_skips_nothing_is_hard_sharing():
   net, heads = trunks.MLP((6, 6, 6)), {'a': nn.Dense(2), 'b': pair(3)}
   model = adashare(net, heads, warmup=9)
-  params, state = jit_init(model.init)(KEY, BOTH)
+  params, state = model.init(KEY, BOTH)
   params = perturbed(params)
   plain = {'shared': params['shared'], 'tasks': {task: own['head'] for task, own in params['tasks'].items()}}
   empty = {'shared': {f'layer_{i}': {} for i in range(3)}, 'tasks': {'a': {}, 'b': {}}}
@@ -203,7 +203,7 @@ def test_bf16_stays_bf16_on_the_path():
   )
   net = trunks.MLP((3, 3), dtype=jnp.bfloat16)  # the first block's input is float32
   model = adashare(net, {'a': spy, 'b': spy})
-  params, state = jit_init(model.init)(KEY, BOTH)
+  params, state = model.init(KEY, BOTH)
   seen.clear()
   forward(model, params, state, BOTH, train=True, key=KEY)
   assert set(seen) == {np.dtype(jnp.bfloat16)}

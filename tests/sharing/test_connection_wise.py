@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sharing_cases import forward, jit_init, pair, scalar_loss
+from sharing_cases import forward, pair, scalar_loss
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -53,7 +53,7 @@ def test_masks_of_ones_are_hard_sharing(build, x):
   trunk = trunks.MLP((4, 3)) if x.ndim == 2 else trunks.LeNet((3,), hidden=4, kernel_size=3)
   results = []
   for model in (build(HEADS), sharing.hard(trunk, HEADS)):
-    params, state = jit_init(model.init)(KEY, inputs(x))
+    params, state = model.init(KEY, inputs(x))
 
     def loss(shared, model=model, params=params, state=state):
       outputs, _ = forward(model, {**params, 'shared': shared}, state, inputs(x))
@@ -92,7 +92,7 @@ def test_a_step_leaves_masks_and_dead_connections():
 
 def test_drawn_masks_keep_their_share_of_every_kernel():
   model = sharing.connection_wise(trunks.LeNet((4,), hidden=5, kernel_size=3), HEADS, density=0.3)
-  _, state = jit_init(model.init)(KEY, inputs(jnp.ones((2, 4, 4))))
+  _, state = model.init(KEY, inputs(jnp.ones((2, 4, 4))))
   masks = {task: state['tasks'][task]['masks'] for task in 'ab'}
   for task in 'ab':
     assert int(masks[task]['Conv_0']['kernel'].sum()) == round(0.3 * 36)
@@ -159,9 +159,9 @@ def test_magnitude_pruning_compares_over_layers_and_goes_on_from_earlier_masks()
   equal = magnitude_masks({'kernel': np.ones((2, 3))}, 0.5)
   assert equal['kernel'].sum() == 3
   model = sharing.connection_wise(trunks.MLP((4,)), HEADS, masks=dict.fromkeys('ab', {}))  # an empty one masks nothing
-  shared = jit_init(model.init)(KEY, inputs())[0]['shared']
+  shared = model.init(KEY, inputs())[0]['shared']
   pruned = {task: magnitude_masks(shared, density) for task, density in (('a', 0.5), ('b', 0.25))}
-  _, state = jit_init(sharing.connection_wise(trunks.MLP((4,)), HEADS, masks=pruned).init)(KEY, inputs())
+  _, state = sharing.connection_wise(trunks.MLP((4,)), HEADS, masks=pruned).init(KEY, inputs())
   assert [int(state['tasks'][task]['masks']['Dense_0']['kernel'].sum()) for task in 'ab'] == [6, 3]
 
 

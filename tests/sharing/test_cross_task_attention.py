@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from sharing_cases import forward, jit_init, pair, perturbed, scalar_loss
+from sharing_cases import forward, pair, perturbed, scalar_loss
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -49,7 +49,7 @@ def test_heads_and_positions_one_by_one():
   model = sharing.cross_task_attention([nn.Dense(4)], {t: READ for t in 'abc'}, num_heads=2, width=6)
   x = jax.random.normal(KEY, (2, 2, 2, 4))
   inputs = dict.fromkeys('abc', x)
-  params, state = jit_init(model.init)(KEY, inputs)
+  params, state = model.init(KEY, inputs)
   params = perturbed(params)
   found, _ = jax.jit(lambda p: forward(model, p, state, inputs))(params)
   shared = jax.tree.map(lambda p: np.asarray(p, float), params['shared'])
@@ -73,7 +73,7 @@ def test_single_task_nets(tasks, gate):
   trunk = trunks.MLP((4, 6))
   model = sharing.cross_task_attention(trunk, {t: HEADS[t] for t in tasks}, gate=gate)
   inputs = dict.fromkeys(tasks, X)
-  params, state = jit_init(model.init)(KEY, inputs)
+  params, state = model.init(KEY, inputs)
   outputs, _ = forward(model, params, state, inputs)
   alone = chained(trunk)
   for task in tasks:
@@ -88,7 +88,7 @@ def test_the_start_is_close_to_single_task_nets_and_everything_has_a_gradient(ta
     trunks.MLP((4, 6)), {t: HEADS[t] for t in tasks}, cuts=('layer_1',), gate=gate
   )
   inputs = dict.fromkeys(tasks, X)
-  params, state = jit_init(build(0.1).init)(KEY, inputs)
+  params, state = build(0.1).init(KEY, inputs)
 
   def losses(params):
     outputs, _ = forward(build(0.1), params, state, inputs)
@@ -112,7 +112,7 @@ def test_bfloat16_stays_and_a_step_trains_on_two_inputs():
   draw = np.random.default_rng(0)
   batch = {t: {'inputs': draw.normal(size=(4, 3)), 'labels': draw.normal(size=(4, 2))} for t in 'ab'}
   batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch)
-  state = jit_init(lambda batch: mtl.init_state(model, tasks, optax.sgd(0.1), mtl.balancing.equal(), batch, KEY))(batch)
+  state = jax.jit(lambda batch: mtl.init_state(model, tasks, optax.sgd(0.1), mtl.balancing.equal(), batch, KEY))(batch)
   features, _ = jax.eval_shape(
     lambda p, s: model.trunk(p, s, X, tasks=('a', 'b'), train=False, key=None),
     state.params['shared'],

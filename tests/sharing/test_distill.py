@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sharing_cases import Tokens, counting_module, jit_init, pair
+from sharing_cases import Tokens, counting_module, pair
 
 import mtljax as mtl
 from mtljax import losses, sharing, trunks
@@ -31,7 +31,7 @@ EQUAL = mtl.balancing.equal()
 def single(task, trunk=None, x=X, seed=0, **options):
   """A teacher of one task, drawn at random: (model, params, model_state)."""
   model = sharing.hard(trunk or trunks.MLP((5,)), {task: HEADS[task]}, **options)
-  return model, *jit_init(model.init)(jax.random.key(seed), {task: x})
+  return model, *model.init(jax.random.key(seed), {task: x})
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def student():
 def train(model, tasks, batch, steps, optimizer=None, penalties=()):
   """The state at the start and after some steps, and what they told."""
   optimizer = optimizer or optax.adam(0.03)
-  start = jit_init(lambda batch: mtl.init_state(model, tasks, optimizer, EQUAL, batch, KEY))(batch)
+  start = jax.jit(lambda batch: mtl.init_state(model, tasks, optimizer, EQUAL, batch, KEY))(batch)
   step = mtl.make_train_step(model, tasks, optimizer, EQUAL, penalties=penalties)
   run = jax.jit(lambda state: jax.lax.scan(lambda state, _: step(state, batch), state, length=steps))
   return start, *run(start)
@@ -109,7 +109,7 @@ def test_the_term_by_hand():
     sharing.hard(SAME, {'a': dot}), (task,), {'a': (teacher, params, empty)}, beta=0.5, responses=losses.l1
   )
   x = jnp.array([[3.0, 4.0], [3.0, 4.0]])
-  params, state = jit_init(model.init)(KEY, {'a': x})
+  params, state = model.init(KEY, {'a': x})
   own = {'student': params['tasks']['a']['student'], 'adaptor': {'0': jnp.eye(2)}}
   head = functools.partial(model.head, own, state['tasks']['a'], x, inputs=x, task='a')
   outputs, _ = head(train=True, key=KEY)
@@ -146,12 +146,12 @@ def test_students_come_to_their_teachers_and_teachers_stay():
 
 def test_evaluation_is_that_of_the_student_alone():
   model, tasks = sharing.distill(student(), TASKS, teachers(), responses=losses.squared_error)
-  params, state = jit_init(model.init)(KEY, {'a': X, 'b': X})
+  params, state = model.init(KEY, {'a': X, 'b': X})
   plain = {
     part: {**tree, 'tasks': {t: x['student'] for t, x in tree['tasks'].items()}}
     for part, tree in (('params', params), ('state', state))
   }
-  own, own_state = jit_init(student().init)(KEY, {'a': X, 'b': X})
+  own, own_state = student().init(KEY, {'a': X, 'b': X})
   jax.tree.map(np.testing.assert_array_equal, (plain['params'], plain['state']), (own, own_state))
   found = mtl.evaluate.evaluate(model, tasks, params, state, [BATCH])
   assert found == mtl.evaluate.evaluate(student(), TASKS, own, own_state, [BATCH])
@@ -190,7 +190,7 @@ def test_inputs_of_their_own_and_teachers_with_state():
   teacher = sharing.hard(
     trunks.MLP((6,), batch_norm=True), {'a': HEADS['a']}, stems={'a': trunks.MLP((5,), batch_norm=True, dropout=0.5)}
   )
-  given = {'a': (teacher, *jit_init(teacher.init)(KEY, {'a': numbers}))}
+  given = {'a': (teacher, *teacher.init(KEY, {'a': numbers}))}
   model, tasks = sharing.distill(
     sharing.hard(counting_module(8), HEADS, stems), TASKS, given, responses={'a': losses.distillation}
   )

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sharing_cases import NnxTrunk, counting_module, forward, jit_init, noisy_pair, pair, perturbed, scalar_loss
+from sharing_cases import NnxTrunk, counting_module, forward, noisy_pair, pair, perturbed, scalar_loss
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -34,7 +34,7 @@ def init(model, inputs=BOTH):
     params, state = model.init(key, inputs)
     return perturbed(params), state
 
-  return jit_init(run)(KEY, inputs)
+  return jax.jit(run)(KEY, inputs)
 
 
 def test_one_expert_is_hard_sharing():
@@ -243,7 +243,7 @@ def test_the_entropy_acts_on_the_gate_of_every_task():
   tasks = tuple(mtl.Task(t, lambda outputs, labels: 0 * outputs.sum(axis=1)) for t in 'abc')
   batch = {'inputs': X, 'labels': dict.fromkeys('abc', np.zeros(4)), 'mask': {'c': np.zeros(4, bool)}}
   optimizer, balancer = optax.sgd(0.1), mtl.balancing.equal()
-  state = jit_init(lambda key: mtl.init_state(model, tasks, optimizer, balancer, batch, key))(KEY)
+  state = jax.jit(lambda key: mtl.init_state(model, tasks, optimizer, balancer, batch, key))(KEY)
   params = jax.tree.map(np.asarray, state.params)
   assert params['tasks']['a']['gate']['z'].shape == (2, 3)
   assert [penalty.task for penalty in model.penalties] == list('abc')
@@ -286,16 +286,16 @@ def test_the_entropy_of_gates_that_read_inputs_is_the_mean_over_the_batch():
   s = 0.5 + 1.5 * s - 2 * s**3
   expected = -np.mean(s * np.log(s + 1e-6) + (1 - s) * np.log(1 - s + 1e-6))
   inputs = dict.fromkeys(HEADS, X)
-  np.testing.assert_allclose(penalty.value(params, {}, inputs=inputs), expected, rtol=1e-5)
+  np.testing.assert_allclose(jax.jit(penalty.value)(params, {}, inputs=inputs), expected, rtol=1e-5)
   # In a step whose losses are 0 it is all that acts.
   tasks = tuple(mtl.Task(t, lambda outputs, labels: 0 * outputs.sum(axis=1)) for t in HEADS)
   batch = {'inputs': X, 'labels': dict.fromkeys(HEADS, np.zeros(4))}
   tx = mtl.task_optimizer(shared=optax.sgd(1.0), tasks=dict.fromkeys(HEADS, optax.sgd(1.0)))
   step = jax.jit(mtl.make_train_step(model, tasks, tx, mtl.balancing.equal()))
-  init = jit_init(lambda key: mtl.init_state(model, tasks, tx, mtl.balancing.equal(), batch, key))
+  init = jax.jit(lambda key: mtl.init_state(model, tasks, tx, mtl.balancing.equal(), batch, key))
   before = init(KEY).replace(params=params)
   after, info = step(before, batch)
-  gradient = jax.grad(lambda p: sum(0.5 * r.value(p, {}, inputs=inputs) for r in model.penalties))(params)
+  gradient = jax.jit(jax.grad(lambda p: sum(0.5 * r.value(p, {}, inputs=inputs) for r in model.penalties)))(params)
   expected = jax.tree.map(jnp.subtract, params, gradient)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected)
   assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient['tasks']['b']['gate'])) and info.penalty > 0
@@ -318,7 +318,7 @@ def test_experts_start_apart_and_run_once_for_all_tasks():
     return params['c'] * x
 
   model = sharing.mmoe((lambda key, x: {'c': jax.random.normal(key, ())}, apply), HEADS, num_experts=3)
-  params, state = jit_init(model.init)(KEY, BOTH)
+  params, state = model.init(KEY, BOTH)
   assert len(set(params['shared']['experts']['c'].tolist())) == 3
   calls.clear()
   outputs_of(model, params, state)
@@ -340,7 +340,7 @@ def test_features_may_be_any_pytree_and_what_is_not_floating_is_kept():
 def test_dropout_differs_between_copies():
   model = sharing.mmoe((lambda key, x: {}, noisy_pair(8)[1]), HEADS, num_experts=2)
   shared = {'experts': {'w': jnp.zeros((2, 5, 8)), 'b': jnp.zeros((2, 8))}}
-  features, _ = jit_init(lambda: model.trunk(shared, {'experts': {}}, X, tasks=('a', 'b'), train=True, key=KEY))()
+  features, _ = jax.jit(lambda: model.trunk(shared, {'experts': {}}, X, tasks=('a', 'b'), train=True, key=KEY))()
   assert features.shape == (4, 2, 8) and np.any(features[:, 0] != features[:, 1])
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sharing_cases import forward, jit_init, pair, perturbed
+from sharing_cases import forward, pair, perturbed
 
 from mtljax import sharing, trunks
 from mtljax.base import InputError
@@ -22,7 +22,7 @@ CHAIN = TaskGraph(('a', 'b', 'c'), {('a', 'b'): 2.0, ('b', 'c'): 1.0}, directed=
 
 
 def start(model, tasks='abc', x=X):
-  return jit_init(model.init)(KEY, dict.fromkeys(tasks, x))
+  return model.init(KEY, dict.fromkeys(tasks, x))
 
 
 def outputs_of(model, params, state, tasks='abc', x=X):

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from sharing_cases import forward, jit_init, pair, perturbed
+from sharing_cases import forward, pair, perturbed
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -27,7 +27,7 @@ def test_by_hand():
   model = sharing.knowledge(SAME, {'a': SAME, 'b': SAME}, matrix=np.array([[0.0, 1.0], [1.0, 1.0]]), width=1)
   x = jnp.array([[1.0], [-2.0], [0.0]])
   memory = {'key': jnp.array([[[LN3]], [[0.0]]]), 'value': jnp.array([[[4.0]], [[2.0]]])}
-  _, state = jit_init(model.init)(KEY, {'a': x, 'b': x})
+  _, state = model.init(KEY, {'a': x, 'b': x})
   own = {t: {'query': jnp.full((1, 1, 1), q), 'head': {}} for t, q in (('a', 1.0), ('b', -1.0))}
   outputs, _ = forward(model, {'shared': {'trunk': {}, 'memory': memory}, 'tasks': own}, state, {'a': x, 'b': x})
   # logits (0, q x ln 3): weights of the second row q x = 1: 3/4, -1: 1/4, 2: 9/10, -2: 1/10, 0: 1/2
@@ -39,7 +39,7 @@ def test_heads_and_positions_one_by_one():
   """f[B, N, C] features: every position asks, with two attention heads, against loops in float64."""
   model = sharing.knowledge(SAME, {'a': SAME}, matrix=K, num_heads=2, width=4)
   x = jax.random.normal(KEY, (2, 3, 5))
-  params, state = jit_init(model.init)(KEY, {'a': x})
+  params, state = model.init(KEY, {'a': x})
   params = perturbed(params)
   found, _ = jax.jit(lambda p: forward(model, p, state, {'a': x}))(params)
   assert found['a'].shape == (2, 3, 5 + 4)
@@ -67,7 +67,7 @@ def test_a_fixed_matrix_keeps_its_bits_and_everything_else_moves(multi):
   model = sharing.knowledge(trunks.MLP((8,)), HEADS, matrix=given)
   given.delete()  # a donated array: the model has a copy
   optimizer, balancer, batch = optax.adamw(0.1, weight_decay=0.1), mtl.balancing.equal(), batch_of(multi)
-  state = jit_init(lambda batch: mtl.init_state(model, TASKS, optimizer, balancer, batch, KEY))(batch)
+  state = jax.jit(lambda batch: mtl.init_state(model, TASKS, optimizer, balancer, batch, KEY))(batch)
   assert set(state.params['shared']['memory']) == {'key', 'value'}
   step = mtl.compile_step(mtl.make_train_step(model, TASKS, optimizer, balancer))
   before = jax.tree.map(np.array, state.params)
@@ -81,7 +81,7 @@ def test_a_fixed_matrix_keeps_its_bits_and_everything_else_moves(multi):
 def test_a_learned_matrix_is_shared_and_another_fixed_one_can_take_its_place():
   learned = sharing.knowledge(trunks.MLP((8,)), HEADS, size=(4, 3))
   inputs = {'a': X, 'b': X}
-  params, state = jit_init(learned.init)(KEY, inputs)
+  params, state = learned.init(KEY, inputs)
   assert params['shared']['memory']['matrix'].shape == (4, 3) and not jax.tree.leaves(state['shared'])
   fixed = sharing.knowledge(trunks.MLP((8,)), HEADS, matrix=K)
   memory = dict(params['shared']['memory'])

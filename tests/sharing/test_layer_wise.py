@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sharing_cases import forward, jit_init, pair, scalar_loss
+from sharing_cases import forward, pair, scalar_loss
 
 from mtljax import sharing, trunks
 from mtljax.base import InputError
@@ -36,8 +36,8 @@ def value_and_shared_gradient(model, params, state, x):
 )
 def test_all_layers_shared_is_hard_sharing(trunk, x):
   model, hard = sharing.layer_wise(trunk, HEADS, shared='.*'), sharing.hard(trunk, HEADS)
-  params, state = jit_init(model.init)(KEY, inputs(x))
-  hard_params, hard_state = jit_init(hard.init)(KEY, inputs(x))
+  params, state = model.init(KEY, inputs(x))
+  hard_params, hard_state = hard.init(KEY, inputs(x))
   jax.tree.map(np.testing.assert_array_equal, params['shared'], hard_params['shared'])
   assert params['tasks']['a']['layers'] == {}
   jax.tree.map(np.testing.assert_array_equal, params['tasks']['a']['head'], hard_params['tasks']['a'])
@@ -68,7 +68,7 @@ def test_a_layer_in_the_middle_by_hand():
 
 def test_own_layers_are_drawn_anew_and_statistics_are_the_tasks():
   model = sharing.layer_wise(trunks.MLP((4, 4), batch_norm=True), HEADS, shared='Dense_0|BatchNorm')
-  params, state = jit_init(model.init)(KEY, inputs())
+  params, state = model.init(KEY, inputs())
   assert set(params['shared']) == {'Dense_0', 'BatchNorm_0', 'BatchNorm_1'} and state['shared'] == {}
   a, b = (params['tasks'][task]['layers']['Dense_1']['kernel'] for task in 'ab')
   assert np.any(a != b)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sharing_cases import forward, jit_init, pair, perturbed
+from sharing_cases import forward, pair, perturbed
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -124,7 +124,7 @@ def test_the_default_temperature_falls_with_the_square_root_of_the_steps():
 def test_one_node_per_layer_is_hard_sharing_without_logits_or_clock():
   heads = {'a': nn.Dense(2), 'b': pair(3)}
   model = learning_to_branch(trunks.MLP((6, 5)), heads, width=1)
-  params, state = jit_init(model.init)(KEY, BOTH)
+  params, state = model.init(KEY, BOTH)
   params = perturbed(params)
   assert jax.tree.leaves(state) == [] and set(params['shared']) == {'nodes'} and set(params['tasks']['a']) == {'head'}
   nodes = params['shared']['nodes']
@@ -155,7 +155,7 @@ def test_layers_end_at_cuts_and_every_task_has_a_last_choice_of_its_own():
 
 def test_bf16_stays_bf16_in_the_nodes_and_logits_are_float32():
   model = learning_to_branch(trunks.MLP((4, 4), dtype=jnp.bfloat16), {'a': nn.Dense(2), 'b': nn.Dense(2)}, hard=False)
-  params, state = jit_init(model.init)(KEY, BOTH)
+  params, state = model.init(KEY, BOTH)
   z, _ = model.trunk(params['shared'], state['shared'], X, tasks=('a', 'b'), train=True, key=KEY)
   assert z.dtype == jnp.bfloat16 and z.shape == (4, 2, 4)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('float32')}

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sharing_cases import forward, jit_init, pair, scalar_loss
+from sharing_cases import forward, pair, scalar_loss
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -40,8 +40,8 @@ def value_and_shared_gradient(model, params, state, x):
 )
 def test_with_a_zero_second_factor_it_is_the_shared_trunk(trunk, x):
   model, hard = sharing.lora(trunk, HEADS), sharing.hard(trunk, HEADS)
-  params, state = jit_init(model.init)(KEY, inputs(x))
-  hard_params, hard_state = jit_init(hard.init)(KEY, inputs(x))
+  params, state = model.init(KEY, inputs(x))
+  hard_params, hard_state = hard.init(KEY, inputs(x))
   jax.tree.map(np.testing.assert_array_equal, params['shared'], hard_params['shared'])
   own = params['tasks']['a']['lora']
   assert np.any(own['Dense_0']['kernel']['a']) and not np.any(own['Dense_0']['kernel']['b'])
@@ -70,7 +70,7 @@ def test_kernels_by_hand():
 def test_a_convolution_is_one_matrix():
   model = sharing.lora(nn.Conv(3, (2, 2), use_bias=False), {'a': READ}, rank=2, scale=2.0)
   x = jax.random.normal(KEY, (1, 4, 5, 2))
-  params, state = jit_init(model.init)(KEY, {'a': x})
+  params, state = model.init(KEY, {'a': x})
   draw = np.random.default_rng(0)
   a, b = (draw.normal(size=shape).astype(np.float32) for shape in ((8, 2), (2, 3)))
   assert jax.tree.map(jnp.shape, params['tasks']['a']['lora']['kernel']) == {'a': (8, 2), 'b': (2, 3)}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sharing_cases import forward, jit_init, pair, scalar_loss
+from sharing_cases import forward, pair, scalar_loss
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -42,7 +42,7 @@ def kernel(model_params, task, cut, value):
 )
 def test_zero_adapters_are_the_shared_trunk(trunk, x, options):
   model, hard = sharing.residual_adapters(trunk, HEADS, **options), sharing.hard(chained(trunk), HEADS)
-  params, state = jit_init(model.init)(KEY, inputs(x))
+  params, state = model.init(KEY, inputs(x))
   heads = {task: params['tasks'][task]['head'] for task in 'ab'}
   states = {'shared': state['tasks']['a']['trunk']['stages'], 'tasks': dict.fromkeys('ab', {})}
   results = []

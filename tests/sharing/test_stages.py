@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from random_variables import random_variables
-from sharing_cases import forward, jit_init, pair
+from sharing_cases import forward, pair
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -34,7 +34,7 @@ BUILDERS = {
 
 
 def start(model, x=X, tasks=('a', 'b')):
-  return jit_init(model.init)(KEY, dict.fromkeys(tasks, x))
+  return model.init(KEY, dict.fromkeys(tasks, x))
 
 
 def outputs_of(model, params, state, x=X, tasks=('a', 'b')):

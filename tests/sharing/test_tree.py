@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sharing_cases import counting_module, forward, jit_init, pair
+from sharing_cases import counting_module, forward, pair
 
 import mtljax as mtl
 from mtljax import sharing, trunks
@@ -23,7 +23,7 @@ UNEVEN = TaskTree((('a', 'b'), 'c'))
 
 
 def start(model, tasks):
-  return jit_init(model.init)(KEY, dict.fromkeys(tasks, X))
+  return model.init(KEY, dict.fromkeys(tasks, X))
 
 
 def outputs_of(model, params, state, tasks):
@@ -129,7 +129,7 @@ def test_batch_norm_of_a_node_sees_the_inputs_of_its_own_tasks():
   inputs = {'a': X, 'b': X + 1, 'c': X + 100}
   stems = {task: nn.Dense(3) for task in heads}
   model = sharing.tree([nn.Dense(4), trunks.MLP((4,), batch_norm=True)], heads, UNEVEN, stems=stems)
-  params, state = jit_init(model.init)(KEY, inputs)
+  params, state = model.init(KEY, inputs)
   _, with_c = forward(model, params, state, inputs, train=True, key=KEY)
   _, without = forward(model, params, state, {t: inputs[t] for t in 'ab'}, train=True, key=KEY)
   jax.tree.map(np.testing.assert_array_equal, with_c['shared'], without['shared'])

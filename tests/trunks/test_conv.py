@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_variables import random_variables
-from sharing_cases import jit_init
 
 from mtljax import trunks
 from mtljax.base import InputError
@@ -46,7 +45,7 @@ def test_it_is_nn_conv_with_gradients(shape, size, strides, padding, dilation):
 
 def test_its_initial_parameters_are_those_of_nn_conv():
   x = jnp.ones((1, 4, 4, 2))
-  ours, theirs = (jit_init(conv(3, (3, 2)).init)(jax.random.key(1), x) for conv in (trunks.Conv, nn.Conv))
+  ours, theirs = (conv(3, (3, 2)).init(jax.random.key(1), x) for conv in (trunks.Conv, nn.Conv))
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

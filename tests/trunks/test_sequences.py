@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_variables import random_variables
-from sharing_cases import jit_init
 
 from mtljax import trunks
 from mtljax.base import InputError
@@ -56,7 +55,7 @@ def results(name):
     y, pullback, mask = jax.vjp(whole, params, has_aux=True)
     return {'features': y, 'mask': mask, 'gradients': pullback(weights)[0]}
 
-  @jit_init  # no gradients in it
+  @jax.jit
   def compared(params, inputs):
     stages = chained(trunk).apply(params, dict.fromkeys(trunk.stages, {}), inputs, train=False, key=None)[0]
     return {
