@@ -9,7 +9,7 @@ import pytest
 
 import mtljax as mtl
 from mtljax import linalg
-from mtljax.gradients import _rows
+from mtljax.gradients import _feature_rows, _rows
 from mtljax.gradients._program import Program
 
 T, B = 4, 6
@@ -135,12 +135,98 @@ def test_a_step_forms_no_rows_of_kernels():
     compiled = jax.jit(step).lower(state, batch).compile()
     outs[chunk_size], sizes[chunk_size] = compiled(state, batch), compiled.memory_analysis().temp_size_in_bytes
   kernel = 4 * 256 * 256
-  assert sizes[None] < 4 * kernel < len(tasks) * kernel < sizes[len(tasks)]
+  assert sizes[None] < 5 * kernel < len(tasks) * kernel < sizes[len(tasks)]
   (new, info), (expected, expected_info) = outs.values()
   np.testing.assert_allclose(info.gramian, expected_info.gramian, rtol=1e-5)
   np.testing.assert_allclose(info.weights, expected_info.weights, rtol=1e-4)
   for found, leaf in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected.params), strict=True):
     np.testing.assert_allclose(found, leaf, atol=1e-6)
+
+
+# Heads on features f[6, 16], or f[6, 3, 16] of a sequence: are their rows kept as factors?
+ON_FEATURES = {
+  'dense': ([nn.Dense(2)] * T, True),
+  'classes': ([nn.Dense(n) for n in (1, 2, 2, 1)], True),
+  'bfloat16': ([nn.Dense(2, dtype=jnp.bfloat16)] * T, True),
+  'deep': ([nn.Sequential([nn.Dense(2), jnp.tanh, nn.Dense(5)])] * T, True),
+  'sequence': ([nn.Dense(2)] * T, True),
+  'wide': ([nn.Dense(30)] * T, False),
+  'squared': ([nn.Sequential([jnp.square, nn.Dense(2)])] * T, False),
+  'mixed': ([nn.Dense(2), nn.Sequential([jnp.square, nn.Dense(2)])] * 2, False),
+}
+
+
+def pull_of(name):
+  heads, _ = ON_FEATURES[name]
+  z = jax.random.normal(jax.random.key(0), (B, 3, 16) if name == 'sequence' else (B, 16))
+  z = z.astype(jnp.bfloat16) if name == 'bfloat16' else z
+  pulls = {}
+  for t, head in enumerate(heads):
+    params = head.init(jax.random.key(t), z)
+    y, pulls[f't{t}'] = jax.vjp(head.apply, params, z)
+    cotangent = jax.random.normal(jax.random.fold_in(jax.random.key(9), t), y.shape, y.dtype)
+    pulls[f't{t}'] = lambda c, pull=pulls[f't{t}'], d=cotangent: pull((c * d).astype(d.dtype))
+
+  def pull(coefficients):
+    pairs = [pull(c) for c, pull in zip(coefficients, pulls.values())]
+    return dict(zip(pulls, [head for head, _ in pairs])), [row for _, row in pairs]
+
+  return pull
+
+
+@pytest.mark.parametrize('name', ON_FEATURES)
+def test_rows_of_features_are_those_of_the_heads(name):
+  pull, coefficients = pull_of(name), jnp.array([1.0, 0.5, 2.0, 1.0])
+  present, weights = jnp.array([True, True, False, True]), jnp.array([0.5, -1.0, 0.0, 2.0])
+
+  def run(coefficients, present):
+    heads, rows = _feature_rows.of_features(pull, coefficients, present)
+    return heads, rows.gramian, rows.combine(weights)
+
+  heads, gramian, together = jax.jit(run)(coefficients, present)
+  expected, rows = pull(coefficients)
+  rows = jnp.stack(rows) * present.reshape(-1, *[1] * rows[0].ndim).astype(rows[0].dtype)
+  tolerance = 2e-2 if name == 'bfloat16' else 1e-5
+  G = linalg.gramian(rows)
+  np.testing.assert_allclose(gramian, G, atol=tolerance * float(G.max()))
+  sum_of_rows = linalg.combine(weights, rows)
+  assert together.dtype == rows.dtype and together.shape == rows.shape[1:]
+  np.testing.assert_allclose(
+    np.asarray(together, np.float32), np.asarray(sum_of_rows, np.float32), atol=tolerance * float(jnp.abs(rows).max())
+  )
+  expected['t2'] = jax.tree.map(jnp.zeros_like, expected['t2'])
+  for found, leaf in zip(jax.tree.leaves(heads), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(leaf, np.float32), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ON_FEATURES)
+def test_which_heads_are_factored(name):
+  program = Program(pull_of(name), jnp.ones(T))
+  plan = _feature_rows._plan(program, program.results[-T:])
+  assert (plan is not None) == ON_FEATURES[name][1]
+
+
+def test_rows_of_features_are_formed_where_columns_cancel():
+  """d_t [1, -1] against a W_t whose two columns agree to 1e-4: the row is 1e-4 of its terms."""
+  r = np.random.default_rng(0)
+  d = r.normal(size=(T, B, 1)) * np.array([1.0, -1.0])
+  W = r.normal(size=(T, 16, 1)) + 1e-4 * r.normal(size=(T, 16, 2))
+  d, W = jnp.asarray(d, jnp.float32), jnp.asarray(W, jnp.float32)
+  wide = np.einsum('tne,tae->tna', np.asarray(d, np.float64), np.asarray(W, np.float64)).reshape(T, -1)
+  found = _feature_rows.of_features(
+    lambda c: ({t: () for t in range(T)}, [c[t] * d[t] @ W[t].T for t in range(T)]), jnp.ones(T), jnp.ones(T, bool)
+  )[1]
+  expected = wide @ wide.T
+  assert np.abs(found.gramian - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_a_broken_head_stays_in_its_row():
+  pull = pull_of('dense')
+  coefficients = jnp.ones(T).at[1].set(jnp.nan)
+  gramian = _feature_rows.of_features(pull, coefficients, jnp.ones(T, bool))[1].gramian
+  assert not np.isfinite(gramian[1]).any() and np.isfinite(gramian[0, 0]) and np.isfinite(gramian[2:, 2:]).all()
+  heads, rows = _feature_rows.of_features(pull, coefficients, jnp.ones(T, bool).at[1].set(False))
+  assert np.isfinite(rows.gramian).all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(heads))
 
 
 def test_gradients_pass_through_the_step():

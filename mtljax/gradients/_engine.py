@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mtljax import arrays, inputs, linalg
 from mtljax.base import Array, Balancer, Batch, InputError, Model, Penalty, PyTree, Task, TaskGradients
-from mtljax.gradients import _examples, _oracle, _rows, _trees
+from mtljax.gradients import _examples, _feature_rows, _oracle, _rows, _trees
 from mtljax.gradients._forward import forward_pass, hold_state, task_weights
 from mtljax.gradients._penalties import output_penalties
 
@@ -156,11 +156,10 @@ def task_gradients(
     shared, balancer_state = balance(oracle, present)
     shared = alone(shared)
   elif at == 'features':
-    heads, rows = forward.pull_all(scaled, present)
-    stacked = _trees.stack(rows)
-    gramian = arrays.psum(_trees.gramian(stacked, len(names)))
+    heads, found = _feature_rows.of_features(forward.pull_each, scaled, present)
+    gramian = arrays.psum(found.gramian)
     weights, balancer_state = balance(gramian, present)
-    shared = pull_trunk(linalg.combine(weights, stacked))
+    shared = pull_trunk(found.combine(weights))
   else:
     heads, rows = forward.pull_all(scaled, present)
     together = penalty_row is not None and not drop  # a dropped task takes its penalties with it

@@ -39,14 +39,18 @@ class Forward(NamedTuple):
   lift: Callable[[PyTree], PyTree]
   model_state: PyTree
 
-  def pull_all(self, coefficients: Array, present: Array) -> tuple[dict[str, PyTree], list[PyTree]]:
-    """Task gradients and rows of coefficient_t L_t; those of absent tasks are zero even where a product is NaN."""
+  def pull_each(self, coefficients: Array) -> tuple[dict[str, PyTree], list[PyTree]]:
+    """Task gradients and rows of coefficient_t L_t, whether the tasks are present or not."""
     heads, rows = {}, []
     for t, name in enumerate(self.pull):
       cotangent = [(coefficients[t] * c).astype(c.dtype) for c in self.cotangents[name]]  # rounded once
-      heads[name], row = arrays.select(present[t], *_trees.with_zeros(self.pull[name](cotangent)))
+      heads[name], row = self.pull[name](cotangent)
       rows.append(row)
     return heads, rows
+
+  def pull_all(self, coefficients: Array, present: Array) -> tuple[dict[str, PyTree], list[PyTree]]:
+    """Task gradients and rows of coefficient_t L_t; those of absent tasks are zero even where a product is NaN."""
+    return _trees.of_present(present, *self.pull_each(coefficients))
 
 
 def task_weights(tasks: Sequence[Task], step: Array) -> Array:

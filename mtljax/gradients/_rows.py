@@ -148,7 +148,7 @@ def _pays(T: int, n: int, a: int, e: int) -> bool:
 
 def _gramian(x: Array, d: Array) -> Array:
   """<d_s, x x' d_t> f[T, T] of x[g, n, a] and d[T, g, n, e]."""
-  x, d = _wide(x), _wide(d)
+  x, d = wide(x), wide(d)
   K = jnp.einsum('gna,gma->gnm', x, x, precision=linalg.HIGHEST)
   flat, rows = d.reshape(len(d), -1), []
   for some in (d[i : i + TASKS] for i in range(0, len(d), TASKS)):
@@ -170,8 +170,8 @@ def _multiplied(x: Array, d: Array) -> Array:
 
 
 def _squares(x: Array) -> Array:
-  return jnp.sum(_wide(x) ** 2, axis=-1)
+  return jnp.sum(wide(x) ** 2, axis=-1)
 
 
-def _wide(x: Array) -> Array:
+def wide(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, arrays.real_dtype()))

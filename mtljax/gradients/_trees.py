@@ -12,6 +12,12 @@ def with_zeros(tree: PyTree) -> tuple[PyTree, PyTree]:
   return tree, jax.tree.map(jnp.zeros_like, tree)
 
 
+def of_present(present: Array, heads: dict[str, PyTree], rows: list[PyTree]) -> tuple[dict[str, PyTree], list[PyTree]]:
+  """With zeros in place of what belongs to absent tasks, in the order of `heads`."""
+  pairs = [arrays.select(present[t], *with_zeros(pair)) for t, pair in enumerate(zip(heads.values(), rows))]
+  return dict(zip(heads, [head for head, _ in pairs])), [row for _, row in pairs]
+
+
 def stack(trees) -> PyTree:
   """Rows on a new leading axis."""
   return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
