@@ -74,6 +74,8 @@ class Options:
     log_every: steps between lines of metrics.jsonl.
     at: where task gradients are balanced, on shared parameters or on shared features.
     mode: how the step is compiled; all but 'jit' use all devices.
+    model_devices: over how many devices parameters and optimiser are split, in mode 'sharded'; rows of devices share
+      the batch.
     objectives: what the balancer weighs, tasks or examples (methods of level gramian).
     on_nonfinite: a NaN or infinite loss ends the run, or the step is skipped, or its task is dropped from the step.
     steps_per_call: steps of one call of the compiled program (mode 'jit'), for models so small that calling them is
@@ -93,6 +95,7 @@ class Options:
   log_every: int = 10
   at: Literal['params', 'features'] = 'params'
   mode: Literal['jit', 'pmap', 'shard_map', 'sharded'] = 'jit'
+  model_devices: int = 1
   objectives: Literal['tasks', 'examples', 'examples_tasks'] = 'tasks'
   on_nonfinite: Literal['error', 'skip', 'drop'] = 'error'
   steps_per_call: int = 1
@@ -106,6 +109,10 @@ class Options:
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f'{name}: found {value!r}, expected a positive integer.')
+    if not isinstance(self.model_devices, int) or self.model_devices < 1:
+      raise InputError(f'model_devices: found {self.model_devices!r}, expected a positive integer.')
+    if self.model_devices > 1 and self.mode != 'sharded':
+      raise InputError(f"model_devices: found {self.model_devices} with mode={self.mode!r}, expected 'sharded'.")
     for name in ('steps_per_call', 'chunk_size'):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 0:

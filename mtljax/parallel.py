@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtljax import arrays, hosts
@@ -14,9 +16,12 @@ from mtljax.data import batching
 
 MODES = ('jit', 'pmap', 'shard_map', 'sharded')
 AXIS = 'data'
+SPLIT_FROM = 2**14  # elements; a collective of less takes longer than what it saves
 
 
-def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, donate: bool = True) -> Callable:
+def compile_step(
+  step: Callable, mode: str = 'jit', mesh: Mesh | None = None, donate: bool = True, split_from: int = SPLIT_FROM
+) -> Callable:
   """Compiles a train step: `(state, batch, *, extras={}) -> (state, StepInfo)` in every mode.
 
   Args:
@@ -24,8 +29,9 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
     mode: 'jit', one device; 'shard_map' and 'pmap', every device takes a slice of the batch and the Jacobian is summed
       over devices; 'sharded', the compiler places the collectives (jit over NamedSharding), and with a second mesh axis
       'model' parameters and optimiser state are split over it.
-    mesh: of devices, one axis for the data; None takes all devices, of all processes.
+    mesh: of devices, one axis for the data; None takes all devices, of all processes (see `grid`).
     donate: the state's buffers are reused, the state that was passed in is gone.
+    split_from: elements that an array of the state has at least, to be split over 'model'; smaller ones stay whole.
 
   Returns:
     The compiled step: one state without a device axis, one global batch.
@@ -44,7 +50,7 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
       raise InputError("mesh: found one with mode='jit', which runs on one device; use 'sharded' or 'shard_map'.")
   else:
     # axes of type Auto, whatever the given mesh has: the compiler places the collectives
-    mesh = Mesh(mesh.devices, mesh.axis_names) if mesh is not None else _all_devices()
+    mesh = Mesh(mesh.devices, mesh.axis_names) if mesh is not None else grid()
     if mode == 'pmap' and hosts.several():
       raise InputError(
         "mode: found 'pmap' with several processes, expected 'shard_map', which runs the same program: pmap takes and "
@@ -52,7 +58,24 @@ def compile_step(step: Callable, mode: str = 'jit', mesh: Mesh | None = None, do
       )
     if mode != 'sharded' and len(mesh.axis_names) != 1:
       raise InputError(f'mesh: found axes {mesh.axis_names}, expected one axis for mode={mode!r}.')
-  return _Compiled(step, mode, mesh, (0,) if donate else ())
+  return _Compiled(step, mode, mesh, (0,) if donate else (), split_from)
+
+
+def grid(model: int = 1) -> Mesh:
+  """All devices of all processes on axes 'data' and, where parameters are split, 'model'.
+
+  Args:
+    model: over how many devices parameters are split; they lie side by side, in one process where that is possible.
+
+  Raises:
+    InputError: a number that does not divide that of the devices.
+  """
+  devices = sorted(jax.devices(), key=lambda device: device.process_index)  # rows of a process lie side by side
+  if isinstance(model, bool) or not isinstance(model, int) or model < 1 or len(devices) % model:
+    raise InputError(f'model_devices: found {model!r}, expected a number that divides {len(devices)}, of all devices.')
+  if model == 1:
+    return Mesh(np.array(devices), (AXIS,))
+  return Mesh(np.array(devices).reshape(-1, model), (AXIS, 'model'))
 
 
 class _Compiled:
@@ -62,15 +85,15 @@ class _Compiled:
   every call, and a step returns the key that it got.
   """
 
-  def __init__(self, step, mode, mesh, donated):
-    self.step, self.mode, self.mesh, self.donated = step, mode, mesh, donated
+  def __init__(self, step, mode, mesh, donated, split_from):
+    self.step, self.mode, self.mesh, self.donated, self.split_from = step, mode, mesh, donated, split_from
     self.key, self.raw, self.compiled = None, None, None
 
   def __call__(self, state, batch, *, extras=None):
     if self.mesh is not None:
       check_divisible(batch, self.mesh.shape[data_axis(self.mesh)])
       if not _lies_on(state.replace(key=None), self.mesh):  # the first call; later ones get what the step returned
-        state = place(state, state_sharding(state, self.mesh))
+        state = place(state, state_sharding(state, self.mesh, self.split_from))
       if self.mode != 'pmap':
         batch = shard_batch(batch, self.mesh)
     if state.key is not self.key:
@@ -104,7 +127,7 @@ class _Compiled:
       with arrays.place_by_compiler():
         state, info = run(*args)
       info = jax.lax.with_sharding_constraint(info, NamedSharding(mesh, PartitionSpec()))
-      return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), info
+      return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh, self.split_from)), info
 
     if self.mode == 'pmap':
       size, devices = mesh.devices.size, list(mesh.devices.flat)
@@ -189,10 +212,16 @@ def place(tree: PyTree, sharding: PyTree) -> PyTree:
 
 
 def local(tree: PyTree) -> PyTree:
-  """This process's copy of replicated arrays, on one device."""
+  """This process's copy of a state, on one device; of what is split, on the host. All processes have to call it."""
   if not hosts.several():
     return tree
-  return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+  def copy(leaf):
+    if leaf.is_fully_replicated:
+      return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.tree.map(copy, tree)
 
 
 def _put(leaf, sharding):
@@ -204,19 +233,14 @@ def _put(leaf, sharding):
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def _all_devices() -> Mesh:
-  devices = sorted(jax.devices(), key=lambda device: device.process_index)  # rows of a process lie side by side
-  return Mesh(np.array(devices), (AXIS,))
-
-
-def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
-  """Replicated; with a mesh axis 'model', leaves of two axes or more are split over it along their largest axis."""
+def state_sharding(state: PyTree, mesh: Mesh, split_from: int = SPLIT_FROM) -> PyTree:
+  """Replicated; with a mesh axis 'model' large leaves of two axes or more are split over it, along their largest."""
   size = mesh.shape['model'] if 'model' in mesh.axis_names and data_axis(mesh) != 'model' else 1
 
   def sharding(leaf):
     shape = np.shape(leaf)
     dims = [d for d, n in enumerate(shape) if n % size == 0]
-    if size == 1 or len(shape) < 2 or not dims:
+    if size == 1 or len(shape) < 2 or math.prod(shape) < split_from or not dims:
       return NamedSharding(mesh, PartitionSpec())
     largest = max(dims, key=lambda d: shape[d])
     return NamedSharding(mesh, PartitionSpec(*(None,) * largest, 'model'))

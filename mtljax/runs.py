@@ -69,9 +69,10 @@ class Run:
       if options.steps_per_call > 1:
         self._several = self._scan(gathered, options.steps_per_call)
     else:
-      compiled = parallel.compile_step(step, options.mode)
+      mesh = parallel.grid(options.model_devices)
+      compiled = parallel.compile_step(step, options.mode, mesh)
       if hosts.several():
-        self._batches = parallel.global_batches(train, compiled.mesh)
+        self._batches = parallel.global_batches(train, mesh)
       compiled.eval_shape(self.abstract, self._batches(options.seed, 0))
       self._step = lambda state, index: compiled(state, self._batches(options.seed, index))
 
@@ -80,8 +81,9 @@ class Run:
       if split:
         self._eval_step.eval_shape(self.abstract.params, self.abstract.model_state, split[0])
     if hosts.several():
-      lies = jax.sharding.NamedSharding(compiled.mesh, jax.sharding.PartitionSpec())
-      self.abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), self.abstract)
+      lies = parallel.state_sharding(self.abstract, mesh)
+      placed = lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies)
+      self.abstract = jax.tree.map(placed, self.abstract, lies)
 
   def init(self) -> TrainState:
     """A fresh state."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtljax import balancing, checkpoint, events, hosts, lock, rundir
+from mtljax import balancing, checkpoint, events, hosts, lock, parallel, rundir
 from mtljax.analysis import plots, tables
 from mtljax.base import InputError
 from mtljax.checkpoint import SaveError
@@ -143,7 +143,7 @@ def _train(run, run_dir, resume, meta, stop, progress, say):
     'steps': fitted.step,
     'seconds': recorder.seconds(),
     'step_ms': recorder.step_ms if fitted.step_ms is None else fitted.step_ms,
-    'params_sha256': checkpoint.params_sha256(fitted.state.params),
+    'params_sha256': checkpoint.params_sha256(parallel.local(fitted.state.params)),
     **values,
   }
   say(tables.metric_table(values['test'], 'test'))

@@ -46,7 +46,7 @@ def train_here(path, options, folder, devices):
   """One run of this process, on so many of its devices."""
   module = experiment.load(str(path))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, '_all_devices', lambda: Mesh(np.array(jax.devices()[:devices]), ('data',)))
+    patch.setattr(parallel, 'grid', lambda model=1: Mesh(np.array(jax.devices()[:devices]), ('data',)))
     return training.train(experiment.build(module, module.Config()), options, folder, progress=False)
 
 

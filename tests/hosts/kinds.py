@@ -43,10 +43,10 @@ def noisy(key, batch):
   return {**batch, 'inputs': batch['inputs'] + 0.1 * jax.random.normal(key, batch['inputs'].shape)}
 
 
-def experiment(train, make, **trunk):
+def experiment(train, make, features=(8,), **trunk):
   return Experiment(
     name='kinds',
-    model=mtl.sharing.hard(mtl.trunks.MLP((8,), **trunk), {'kind': nn.Dense(2), 'size': nn.Dense(2)}),
+    model=mtl.sharing.hard(mtl.trunks.MLP(features, **trunk), {'kind': nn.Dense(2), 'size': nn.Dense(2)}),
     tasks=TASKS,
     train=train,
     val=mtl.data.eval_batches(make(40, 8), 16),
@@ -72,6 +72,10 @@ def cases():
     'multi': (
       experiment(mtl.data.Batches(multi(96, 0), 16), multi),
       {'balancer': 'pcgrad', 'mode': 'sharded'},
+    ),
+    'split': (
+      experiment(batches, single, features=(128, 128)),  # a kernel of 2^14
+      {'balancer': 'cagrad', 'mode': 'sharded', 'model_devices': 2},
     ),
     'turns': (experiment(turns, multi), {'balancer': 'equal'}),
     'parts': (experiment(batches, single), {'balancer': 'upgrad', 'accumulate': 2, 'remat': True}),

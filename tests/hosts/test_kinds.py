@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = pathlib.Path(__file__).with_name('kinds.py')
-KINDS = 'dropout,batch_norm,batch_norm sharded,features,transform,stream,multi,turns,parts'.split(',')
+KINDS = 'dropout,batch_norm,batch_norm sharded,features,transform,stream,multi,split,turns,parts'.split(',')
 
 
 @pytest.fixture(scope='module')
