@@ -39,6 +39,15 @@ def refused(call):
   return None
 
 
+def elsewhere(given):
+  """A directory of each process's own."""
+  hosts.SETTLE = 1
+  own = pathlib.Path(f'host{jax.process_index()}')
+  own.mkdir()
+  os.chdir(own)
+  training.train(given, PCGRAD, 'runs/elsewhere')
+
+
 def fail():
   raise InputError('only the first one knows')
 
@@ -66,6 +75,7 @@ def main(path, out, *options):
     'others': refused(lambda: hosts.check_same({'steps': 3, 'config': {'width': 8 + jax.process_index()}})),
     'same': refused(lambda: hosts.check_same({'steps': 3, 'rate': np.pi})),
     'on_first': refused(lambda: hosts.on_first(fail)),
+    'elsewhere': refused(lambda: elsewhere(build())),
   }
   pathlib.Path(f'{out}.{jax.process_index()}').write_text(json.dumps(seen))
 

@@ -72,8 +72,9 @@ def test_they_know_each_other(pair):
     ('on_save_error', "on_save_error: found 'continue' with several processes, expected 'stop'"),
     ('in use', 'run directory runs/pcgrad: found files of an earlier run, expected an empty or a new directory'),
     ('on_first', 'only the first one knows'),
+    ('elsewhere', 'run_dir: process 1 does not see runs/elsewhere/run.lock, which process 0 made'),
   ],
-  ids=['jit', 'pmap', 'rows', 'not batches', 'goes on', 'in use', 'first'],
+  ids=['jit', 'pmap', 'rows', 'not batches', 'goes on', 'in use', 'first', 'elsewhere'],
 )
 def test_what_is_wrong_is_said_by_all(pair, what, message):
   assert all(seen[what].startswith(message) for seen in pair[2]), [seen[what] for seen in pair[2]]
