@@ -6,10 +6,12 @@ All of it is `jax.distributed`. Every process runs the same program on its own r
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from mtljax.base import InputError
 BLOCK = 256  # bytes that are sent at a time
 GRACE = 3  # seconds by which the first process outlives the others: they end when it does
 SETTLE = 60  # seconds after which a network file system shows a new file to all
+CANNOT_LISTEN = 'process 0 cannot listen there; is the port in use?'
 _CALLS = itertools.count()  # of `reached_stop`, the same in all processes
 # What the runtime says when a process is gone: the transport's own words, or the coordination service's.
 GONE = re.compile(r'gloo|nccl|heartbeat|coordination|connection (closed|reset)|unavailable', re.IGNORECASE)
@@ -89,6 +92,8 @@ def start(options: HostOptions) -> tuple[int, int]:
   if not options.asked:
     return 0, 1
   where = 'as the cluster says' if options.coordinator in ('', 'auto') else options.coordinator
+  if options.process_id == 0 and where == options.coordinator:
+    _check_port(where)
   watch = threading.Timer(options.connect_seconds, _give_up, (options, where))
   watch.daemon = True
   watch.start()
@@ -106,6 +111,20 @@ def start(options: HostOptions) -> tuple[int, int]:
     raise InputError(f'coordinator ({where}): {_reason(error)}') from error
   finally:
     watch.cancel()
+
+
+def _check_port(coordinator):
+  """Raises where the port of process 0 is in use: the runtime (jaxlib 0.10) may crash when it finds that out itself."""
+  host, _, port = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', f':{coordinator.rpartition(":")[2]}').rpartition(':')
+  kinds = dict(type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+  for family, kind, _, _, address in socket.getaddrinfo(host.strip('[]') or None, port, **kinds):
+    try:
+      with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        probe.bind(address)
+    except OSError as error:
+      if error.errno == errno.EADDRINUSE:
+        raise InputError(f'coordinator ({coordinator}): {CANNOT_LISTEN}') from error
 
 
 def _give_up(options, where):
@@ -128,7 +147,7 @@ def _reason(error) -> str:
       'expected --coordinator HOST:PORT --num_processes N --process_id I.'
     )
   if 'RPC server' in text:
-    return 'process 0 cannot listen there; is the port in use?'
+    return CANNOT_LISTEN
   return text
 
 

@@ -94,7 +94,8 @@ def _port_was_taken(first):
     if 'connected to' in first.said():  # what the transport says when they are together
       return False
     time.sleep(0.05)
-  return 'cannot listen' in first.said()
+  said = first.said()  # our words, or the runtime's before it crashes
+  return 'cannot listen' in said or 'Failed to add port' in said
 
 
 def _kill(processes):
