@@ -181,7 +181,8 @@ def global_batches(train, mesh: Mesh) -> Callable[[int, int], Batch]:
     mesh: of all devices, one process's after another's.
 
   Raises:
-    InputError: batches that cannot be had in parts, or that the devices do not divide.
+    InputError: batches that cannot be had in parts, or that the devices do not divide; a model that processes
+      share in part.
   """
   if not hasattr(train, 'shard'):
     found = type(train).__name__
@@ -192,8 +193,16 @@ def global_batches(train, mesh: Mesh) -> Callable[[int, int], Batch]:
       f'batch_size: found {train.batch_size}, expected one that can be divided by {size}, the number of devices of '
       f'all {jax.process_count()} processes.'
     )
-  own = dataclasses.replace(train, shard=(jax.process_index(), jax.process_count()), transform=None)
   rows = NamedSharding(mesh, PartitionSpec(data_axis(mesh)))
+  # processes that share a model have the same rows
+  held = sorted({index.start or 0 for (index,) in rows.addressable_devices_indices_map((size,)).values()})
+  place, others = divmod(held[0], len(held))
+  if others or size % len(held) or held[-1] - held[0] != len(held) - 1:
+    raise InputError(
+      f'model_devices: found {mesh.devices.size // size}, expected a number that divides the '
+      f'{jax.local_device_count()} devices of a process, or a multiple of them.'
+    )
+  own = dataclasses.replace(train, shard=(place, size // len(held)), transform=None)
   transform = jax.jit(functools.partial(batching.transformed, train.transform), out_shardings=rows)
 
   def batch(seed, step):

@@ -28,4 +28,5 @@ def test_all_ran(folders):
 @pytest.mark.parametrize('kind', KINDS)
 def test_same_run(folders, kind):
   one, two = folders
-  hosts_cases.assert_same_run(two / kind, one / kind)
+  # where parameters are split, one process evaluates with sums over devices, and two without
+  hosts_cases.assert_same_run(two / kind, one / kind, tolerance=2e-6 if kind == 'split' else 0)
