@@ -34,7 +34,7 @@ def command(options, place):
   return [
     *('train', options.experiment, '--resume', str(place)),
     *('--steps', str(options.steps), '--checkpoint_every', str(options.checkpoint_every)),
-    *('--log_every', '1', '--eval_every', str(options.eval_every), '--balancer', options.balancer),
+    *('--log_every', str(options.log_every), '--eval_every', str(options.eval_every), '--balancer', options.balancer),
     *options.arguments,
   ]
 
@@ -42,11 +42,11 @@ def command(options, place):
 class Child:
   """The run as a process of its own, in a session of its own, its output in files that cannot block it."""
 
-  def __init__(self, options, place, log):
+  def __init__(self, options, place, log, main=MAIN):
     self.place, self.log = place, log
     with log.open('w') as file:
       environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-      argv = [sys.executable, '-c', MAIN, *command(options, place)]
+      argv = [sys.executable, '-c', main, *command(options, place)]
       self.process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
   def resumed_at(self):
@@ -95,6 +95,7 @@ def main():
   parser.add_argument('--eval_every', type=int, default=50)
   parser.add_argument('--place', type=pathlib.Path, default=None, help='for the run directories; a temporary folder')
   options, options.arguments = parser.parse_known_args()
+  options.log_every = 1
   if options.experiment == 'multi_digits' and not options.arguments:
     options.arguments = ['--batch_size', '256']  # steps long enough that a kill can fall between two saves
   place = options.place or pathlib.Path(tempfile.mkdtemp())

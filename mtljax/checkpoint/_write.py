@@ -1,11 +1,17 @@
 """Writing checkpoints in the background."""
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import pathlib
 import re
 import shutil
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Mapping
 
 import jax
@@ -18,6 +24,9 @@ from mtljax.checkpoint._tree import describe, flatten, stored
 from mtljax.version import __version__
 
 FORMAT = 1
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+PATIENCE = 60.0  # seconds
+LOGGERS = ('absl', 'asyncio')  # where orbax logs
 
 
 class SaveError(OSError):
@@ -47,7 +56,7 @@ class Checkpoints:
       ocp.CompositeCheckpointHandler('state', 'manifest'),
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
-    logging.getLogger('absl').addFilter(_not_of_orbax)
+    _keep_quiet()
     self._clean()
 
   def save(self, step: int, state: PyTree, manifest: Mapping | None = None, score: float | None = None) -> None:
@@ -96,9 +105,8 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._clean()
       self._checkpointer.close()
-      logging.getLogger('absl').removeFilter(_not_of_orbax)
+      self._clean()
 
   def _checked(self, call):
     try:
@@ -108,6 +116,9 @@ class Checkpoints:
       if reason is None:
         raise
       step, self._writing = self._writing, None
+      with contextlib.suppress(Exception):  # what other parts of this write met
+        self._checkpointer.wait_until_finished()
+      _join_writers()
       self._clean()  # makes room
       raise SaveError(f'checkpoint {self.directory / str(step)} could not be written ({reason}).') from error
 
@@ -134,18 +145,63 @@ class Checkpoints:
       (folder / _read.SEAL).write_text(json.dumps(_read.digests(folder)))
 
 
+def _join_writers():
+  """Waits for the threads of a write that failed: orbax gives them up, and they go on in what is to be removed."""
+  end = time.monotonic() + PATIENCE
+  while time.monotonic() < end:
+    writers = [thread for thread in threading.enumerate() if type(thread).__name__ == '_SignalingThread']
+    if not writers:
+      return
+    for thread in writers:  # one may start another; its own `join` raises what it met
+      threading.Thread.join(thread, max(end - time.monotonic(), 0))
+
+
 def _system_reason(error) -> str | None:
   """What the operating system said, if it was the operating system; tensorstore says it in the text of a ValueError."""
-  while error is not None:
-    if isinstance(error, OSError) and error.errno:
-      return os.strerror(error.errno)
-    code = re.search(r"os_error_code='(\d+)'", str(error))
+  for part in _parts(error):
+    if isinstance(part, OSError) and part.errno:
+      return os.strerror(part.errno)
+    code = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(part))
     if code:
-      return os.strerror(int(code[1]))
-    error = error.__cause__ or error.__context__
+      return os.strerror(int(code[1] or code[2]))
+    for reason in map(os.strerror, FULL):
+      if reason in str(part):
+        return reason
   return None
 
 
+def _parts(error):
+  """The error, what is grouped in it, and what it came from."""
+  while error is not None:
+    yield error
+    for part in getattr(error, 'exceptions', ()):
+      yield from _parts(part)
+    error = error.__cause__ or error.__context__
+
+
+def _keep_quiet():
+  """Failed writes are said once, by who catches them; for good, as what belongs to one may come after it."""
+  for name in LOGGERS:
+    logging.getLogger(name).addFilter(_not_of_orbax)
+  if not hasattr(sys.unraisablehook, 'others'):
+    sys.unraisablehook = _Unraisable(sys.unraisablehook)
+
+
 def _not_of_orbax(record) -> bool:
-  """Orbax logs with a traceback what it raises, once for every thread: it is said once, by who catches it."""
-  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+  """Orbax logs with a traceback what it raises, once for every thread, and asyncio what orbax does not wait for."""
+  if record.levelno < logging.ERROR:
+    return True
+  trace = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else ''
+  return 'orbax' not in f'{record.pathname} {record.getMessage()} {trace}'
+
+
+class _Unraisable:
+  """Ignores that tensorstore's writes end after the event loop of orbax, which leaves at the first that fails."""
+
+  def __init__(self, others):
+    self.others = others
+
+  def __call__(self, found):
+    late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == 'Event loop is closed'
+    if found.object is not None or not late:
+      self.others(found)
