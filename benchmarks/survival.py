@@ -90,7 +90,7 @@ def main():
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   parser.add_argument('--experiment', default='multi_digits')
   parser.add_argument('--balancer', default='cagrad')
-  parser.add_argument('--steps', type=int, default=600)
+  parser.add_argument('--steps', type=int, default=1000)
   parser.add_argument('--checkpoint_every', type=int, default=20)
   parser.add_argument('--eval_every', type=int, default=50)
   parser.add_argument('--place', type=pathlib.Path, default=None, help='for the run directories; a temporary folder')
