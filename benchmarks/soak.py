@@ -3,11 +3,11 @@
   python benchmarks/soak.py --minutes 30
 
 Each life is one process of `mtljax train EXPERIMENT ... --resume DIR`, ended after a random time by `kill -9`, a
-quarter of the times by SIGTERM, which has to save and exit 0. Before every save (at most once a second), when nothing is being
-written, it notes its resident memory, live jax arrays and their bytes, open file handles and threads. In the end
-stands for each quantity the slope within lives (their common slope after `--warm_up` seconds; the error is that over
-lives, so samples that hang together do not flatter it) and the slope of the lives' medians over the soak. A quantity
-that grows by more than three standard errors is said to grow: exit code 1.
+quarter of the times by SIGTERM, which has to save and exit 0. Before every save (at most once a second), when nothing
+is being written, it notes its resident memory, live jax arrays and their bytes, open file handles and threads. In the
+end stands for each quantity the slope within lives (their common slope after `--warm_up` seconds; the error is that
+over lives, so samples that hang together do not flatter it) and the slope of the lives' medians over the soak. A
+quantity that grows by more than three standard errors is said to grow: exit code 1.
 """
 
 import argparse
