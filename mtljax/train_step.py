@@ -275,6 +275,9 @@ def _statistic(balancer: Balancer, params: PyTree, size: int) -> PyTree:
     return jax.ShapeDtypeStruct((size,), dtype)
   if balancer.level == 'gramian':
     return jax.ShapeDtypeStruct((size, size), dtype)
+  if not jax.tree.leaves(params['shared']):
+    expected = "'losses' or 'gramian' as the model shares no parameters"
+    raise InputError(f'balancer: found one of level {balancer.level!r}, expected {expected}.')
   return jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), p.dtype), params['shared'])
 
 

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 
 FLAGS = [
-  '--xla_force_host_platform_device_count=4',
+  f'--xla_force_host_platform_device_count={os.environ.get("MTLJAX_TEST_DEVICES", 4)}',
   '--xla_backend_optimization_level=0',  # most of the time goes into compiling nets that compute for milliseconds
   '--xla_cpu_parallel_codegen_split_count=1',
   # Without optimisation a product and a sum become one instruction here and two there (FMA), and what is computed twice

@@ -1,155 +1,124 @@
-"""The result on four devices is the result on one, in every mode, to float rounding."""
+"""Every mode gives the numbers of one device, to rounding: the table is in `parity_cases.py`.
 
-import functools
+By default each mode meets each (level, at) once, with architectures, methods, kinds of batch and dtypes in turn. The
+whole product: `MTLJAX_TEST_DEVICES=8 pytest -m full tests/test_parity.py`, on 2, 4 (the default) or 8 virtual devices.
+"""
 
-import flax.linen as nn
-import jax
-import numpy as np
-import problems
+import itertools
+
 import pytest
-from jax.sharding import Mesh
+from parity_cases import (
+  ARCHITECTURES,
+  MEMORY,
+  METHODS,
+  MODES,
+  MULTI,
+  NOISY,
+  OPTIONS,
+  PAIRS,
+  ROTATION,
+  SINGLE,
+  Case,
+  check_same,
+  kinds,
+  reference,
+  train,
+)
 
 import mtljax as mtl
 
-MODES = ('pmap', 'shard_map', 'sharded')
-KINDS = ('single', 'items', 'multi')
-
-
-@functools.cache
-def reference(name, kind, norm):
-  return train('jit', name, kind, norm)
-
-
-def train(mode, name, kind, norm, mesh=None):
-  """Three steps: all labels, labels uneven over the devices, one task absent (and Adam with momentum by then)."""
-  make, at = problems.BALANCERS[name]
-  batches = problems.masked_batches(kind)
-  setup = problems.setup(make(), net=problems.model(norm=norm), data=batches[0])
-  net, tasks, optimizer, balancer, state = setup
-  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer, at=at), mode=mode, mesh=mesh)
-  infos = []
-  for batch in batches:
-    state, info = step(state, batch)
-    infos.append(info)
-  assert infos[-1].present.tolist() == [True, False]
-  return jax.device_get((state.replace(key=None), infos))
-
-
-def compare(mode, name, kind='single', norm=True, mesh=None):
-  problems.leaves_close(train(mode, name, kind, norm, mesh), reference(name, kind, norm), rtol=3e-4, atol=3e-5)
-
-
-def allowed(name, kind):
-  return not (kind == 'multi' and 'features' in name)
-
-
-# every mode meets every (level, at) pair, kinds of batch in rotation; the full product runs under the marker `full`
-PAIRS = ('equal', 'famo', 'equal-features', 'mgda', 'nash_mtl-features', 'graddrop')
-ROTATION = [
-  (mode, name, next(k for k in (KINDS[j % 3], 'single') if allowed(name, k)))
-  for mode in MODES
-  for j, name in enumerate(PAIRS)
+PAIR_OF = {method: pair for pair, methods in PAIRS.items() for method in methods}
+FIRST = [methods[0] for methods in PAIRS.values()]
+# (method, kind, what is found)
+REFUSED = [
+  ('graddrop-refused', 'rows', "balancer of level 'jacobian', expected 'losses' or 'gramian'"),
+  ('modo-refused', 'rows', "balancer of level 'oracle', expected 'losses' or 'gramian'"),
+  ('equal-features', 'multi', 'multi-input batch'),
 ]
 
 
-@pytest.mark.parametrize('mode, name, kind', ROTATION)
-def test_parity(mode, name, kind):
-  compare(mode, name, kind)
+def check(mode, case):
+  if case.refused:
+    with pytest.raises(mtl.InputError, match=f'^{case.refused}'):
+      train(mode, case)
+  else:
+    check_same(train(mode, case), reference(case), case.tolerance)
+
+
+@pytest.mark.parametrize('mode, case', [pytest.param(*row, id='-'.join((row[0], *row[1]))) for row in ROTATION])
+def test_parity(mode, case):
+  check(mode, case)
+
+
+def test_everything_takes_part():
+  met, cases = {(mode, PAIR_OF[case.method]) for mode, case in ROTATION}, [case for _, case in ROTATION]
+  assert met == set(itertools.product(MODES, PAIRS))
+  assert {case.method for case in cases} == set(METHODS)
+  assert {case.kind for case in cases} == {*SINGLE, *MULTI}
+  assert {case.option for case in cases} == {*OPTIONS} - {'examples'}
+  assert {case.dtype for case in cases} == {'float32', 'float64'}
+  assert {case.architecture for case in cases} == set(ARCHITECTURES) >= set(mtl.sharing.ARCHITECTURES)
+  for method, (make, at) in METHODS.items():
+    assert PAIR_OF[method] == (make().level, at)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('norm', [False, True])
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('name', problems.BALANCERS)
 @pytest.mark.parametrize('mode', MODES)
-def test_parity_full(mode, name, kind, norm):
-  if not allowed(name, kind):
-    pytest.skip('features are shared by the tasks of a single input only')
-  compare(mode, name, kind, norm)
+@pytest.mark.parametrize('method', FIRST)
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_architectures(architecture, method, mode):
+  """Kinds of batch in turn."""
+  some = kinds(architecture, method)
+  turn = [*ARCHITECTURES].index(architecture) + [*METHODS].index(method)
+  check(mode, Case(architecture, method, some[turn % len(some)], 'float64'))
 
 
-def test_sharded_parameters_are_split_over_the_model_axis():
-  mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('data', 'model'))
-  compare('sharded', 'mgda', mesh=mesh)
-  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.mgda())
-  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), mode='sharded', mesh=mesh)
-  state, _ = step(state, problems.batch())
-  kernel = state.params['shared']['Dense_0']['kernel']  # [5, 6]
-  assert kernel.sharding.shard_shape(kernel.shape) == (5, 3)
+@pytest.mark.full
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('kind', (*SINGLE, *MULTI))
+@pytest.mark.parametrize('method', METHODS)
+def test_methods(method, kind, mode):
+  check(mode, Case('hard', method, kind))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('method', FIRST)
+@pytest.mark.parametrize('option', [option for option in OPTIONS if option not in ('plain', 'examples')])
+def test_options(option, method, mode):
+  """Those that save memory give the numbers of the step without them, on one device."""
+  case = Case('hard-plain' if option in MEMORY else 'hard', method, 'rows', 'float64', option)
+  plain = case._replace(option='plain') if option in MEMORY else case
+  check_same(train(mode, case), reference(plain), case.tolerance)
+
+
+@pytest.mark.parametrize('mode', [*MODES[:2], *(pytest.param(mode, marks=pytest.mark.full) for mode in MODES[2:])])
+def test_objectives_of_examples(mode):
+  """The compiler deals them out; on slices of the batch they are refused."""
+  case = Case('hard-plain', 'mgda', 'rows', 'float64', 'examples')
+  if mode in ('sharded', 'model'):
+    check_same(train(mode, case), reference(case), case.tolerance)
+  else:
+    with pytest.raises(mtl.InputError, match="expected mode 'jit' or 'sharded'"):
+      train(mode, case)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('mode', ['sharded', 'model'])
+@pytest.mark.parametrize('architecture', NOISY)
+def test_noise_that_the_compiler_deals_out(architecture, mode):
+  """It is that of one device; with pmap and shard_map every device draws its own."""
+  case = Case(architecture, 'pcgrad', 'rows', 'float64')
+  check_same(train(mode, case), reference(case), case.tolerance)
 
 
 @pytest.mark.parametrize('mode', ['jit', *MODES])
-def test_donation_takes_nothing_of_the_user_with_it(mode):
-  net, tasks, optimizer, balancer, _ = problems.setup(mtl.balancing.uncertainty())
-  params, model_state = net.init(jax.random.key(7), {n: problems.batch()['inputs'] for n in problems.NAMES})
-  given = net._replace(init=lambda key, inputs: (params, model_state))  # a user's own arrays
-  key = jax.random.key(3)
-  step = mtl.compile_step(mtl.make_train_step(given, tasks, optimizer, balancer), mode=mode, donate=True)
-  finals = []
-  for _ in range(2):
-    state = mtl.init_state(given, tasks, optimizer, balancer, problems.batch(), key)
-    for seed in range(2):
-      state, _ = step(state, problems.batch(seed))
-    finals.append(jax.device_get(state.params))
-  problems.leaves_close(*finals, rtol=0)
-  assert not any(x.is_deleted() for x in jax.tree.leaves(params)) and not key.is_deleted()
+@pytest.mark.parametrize('method, kind, found', REFUSED, ids=['jacobian', 'oracle', 'multi-input'])
+def test_pairs_that_are_refused(method, kind, found, mode):
+  with pytest.raises(mtl.InputError, match=f"^at='features': found a {found}"):
+    train(mode, Case('hard', method, kind))
 
 
-def test_donated_state_is_gone():
-  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal())
-  mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer))(state, problems.batch())
-  assert state.params['shared']['Dense_0']['kernel'].is_deleted()
-  state = problems.setup(mtl.balancing.equal())[-1]
-  mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), donate=False)(state, problems.batch())
-  assert not state.params['shared']['Dense_0']['kernel'].is_deleted()
-
-
-@pytest.mark.parametrize('mode', MODES)
-def test_rows_that_the_devices_do_not_divide_are_named(mode):
-  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal())
-  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), mode=mode)
-  with pytest.raises(mtl.InputError, match=r"'inputs'.*\(6, 5\).*divisible by 4 devices"):
-    step(state, problems.batch(size=6))
-
-
-def test_options_are_checked():
-  with pytest.raises(mtl.InputError, match="mode: found 'ddp'"):
-    mtl.compile_step(lambda s, b: (s, b), mode='ddp')
-  with pytest.raises(mtl.InputError, match='mesh'):
-    mtl.compile_step(lambda s, b: (s, b), mode='jit', mesh=Mesh(np.array(jax.devices()), ('data',)))
-  with pytest.raises(mtl.InputError, match='one axis'):
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('a', 'b'))
-    mtl.compile_step(lambda s, b: (s, b), mode='shard_map', mesh=mesh)
-
-
-class PlainNorm(nn.Module):
-  @nn.compact
-  def __call__(self, x, train: bool = False):
-    return nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
-
-
-def test_plain_batch_norm_under_several_devices_warns():
-  net = mtl.sharing.hard(PlainNorm(), {'digit': nn.Dense(3), 'size': nn.Dense(2)})
-  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal(), net=net)
-  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), mode='shard_map')
-  with pytest.warns(UserWarning, match='BatchNorm'):
-    step(state, problems.batch())
-
-
-def test_frozen_weights_keep_their_bits_on_three_devices():
-  mesh = Mesh(np.array(jax.devices()[:3]), ('data',))
-  net = problems.model()
-  frozen = jax.random.normal(jax.random.key(1), (1000,))
-
-  def init(key, inputs):
-    params, state = net.init(key, inputs)
-    return params, {**state, 'shared': {'frozen': frozen}}
-
-  given = net._replace(init=init, trunk=lambda p, s, x, **k: (net.trunk(p, {}, x, **k)[0], s))
-  given, tasks, optimizer, balancer, state = problems.setup(
-    mtl.balancing.equal(), net=given, data=problems.batch(size=6)
-  )
-  step = mtl.compile_step(mtl.make_train_step(given, tasks, optimizer, balancer), mode='shard_map', mesh=mesh)
-  for seed in range(3):
-    state, _ = step(state, problems.batch(seed, size=6))
-  np.testing.assert_array_equal(state.model_state['shared']['frozen'], frozen)
+def test_nothing_shared_has_no_direction():
+  for method in ('graddrop', 'auto_lambda'):
+    check('jit', Case('soft', method))
