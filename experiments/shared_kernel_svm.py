@@ -1,22 +1,42 @@
 r"""Support vector machines of several tasks whose kernels share a matrix P that is learned.
 
   mtljax train experiments/shared_kernel_svm.py --data adult --data_dir DIR
-  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 --learning_rates 3e-2 \
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 --learning_rates 1e-2,3e-2 \
     --train_size 100
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 --learning_rates 1e-2,3e-2 \
+    --data adult --rank 78 --C 1 --train_size 1000 --data_dir DIR
 
-The second command took 57 s on two busy cores and printed (without the columns of ranks and steps)
+The second command and the third, and both once more with --no_learn_kernel, took 12 min of wall time on two busy cores
+(9 min of processor time). They printed (without the columns of ranks, times and steps)
 
-  method       3_or_8 accuracy  4_or_9 accuracy  1_or_7 accuracy  5_or_6 accuracy          Δm [%]  time/equal  rate
-  -----------  ---------------  ---------------  ---------------  ---------------  --------------  ----------  ----
-  single-task  0.6609 ± 0.1497  0.6225 ± 0.3627  0.8107 ± 0.1402  0.9771 ± 0.0000           +0.00        2.19  0.03
-  equal        0.7971 ± 0.0899  0.8652 ± 0.0527  0.9605 ± 0.0243  0.9542 ± 0.0190  +20.33 ± 25.43        1.00  0.03
+  P         method       3_or_8 accuracy  4_or_9 accuracy  1_or_7 accuracy  5_or_6 accuracy        Δm [%]       rate
+  --------  -----------  ---------------  ---------------  ---------------  ---------------  ------------  ---------
+  separate  single-task  0.8580 ± 0.0330  0.9853 ± 0.0000  0.9915 ± 0.0000  0.9924 ± 0.0000         +0.00       0.01
+  shared    equal        0.8725 ± 0.0125  0.9853 ± 0.0000  1.0000 ± 0.0000  0.9924 ± 0.0000  +0.64 ± 0.98       0.03
+  fixed     single-task  0.8522 ± 0.0000  0.9853 ± 0.0000  1.0000 ± 0.0000  0.9924 ± 0.0000         +0.00  0.03/0.01
+  fixed     equal        0.8522 ± 0.0000  0.9853 ± 0.0000  1.0000 ± 0.0000  0.9924 ± 0.0000  +0.00 ± 0.00       0.03
 
-Seeds draw P; the data are the same for all. Machines with one P are better than with a P each (single-task) in three
-tasks and worse in the fourth, in the mean; the interval of Δm is wide and holds 0. Both lose to scikit-learn's SVC of
-C = 1 and gamma 'scale' on the inputs of the same points (0.861, 0.978, 1.000, 0.992), of which a task has 18 to 30.
+  P         method       income accuracy  never_married accuracy        Δm [%]  rate
+  --------  -----------  ---------------  ----------------------  ------------  ----
+  separate  single-task  0.8171 ± 0.0015         0.8203 ± 0.0021         +0.00  0.01
+  shared    equal        0.8201 ± 0.0006         0.8215 ± 0.0008  +0.26 ± 0.14  0.01
+  fixed     single-task  0.8170 ± 0.0000         0.8206 ± 0.0000         +0.00  0.03
+  fixed     equal        0.8170 ± 0.0000         0.8206 ± 0.0000  +0.00 ± 0.00  0.03
+
+Every Δm is against the single-task row above it; the column of P is no part of what was printed. In the means a shared
+P that is learned is nowhere behind separate ones or a fixed one. But seeds draw where P starts only and the data are the
+same for all, so the intervals leave out what test sets of 115 to 136 digits (a standard error of up to 0.03) and 6512
+rows of the census (0.005) leave open, and no two accuracies of a column differ by more than that. C, rank and
+kernel_rate were chosen on validation data with a shared P in view.
+
+P starts such that the kernel is that of gamma 'scale'. scikit-learn's SVC of the same C on the same points, 18 to 30 a
+pair of digits, has 0.8696, 0.9853, 1.0000 and 0.9924, and 0.8182 and 0.8243: after 500 steps the machines of the fixed
+P are two digits of the first pair behind, and 0.1 and 0.4 points. One-hot logistic regressions on all 26k rows of the
+census have 0.828 and 0.823, which none of these machines on 1000 reaches.
 
 Every task has a machine f(x) = sum_i a_i k(Px, Pz_i) + b of its own, trained by its primal objective; P maps the inputs
-of all. Single-task rows learn a P of their own. With P fixed the machines are those of scikit-learn's SVC.
+of all. Single-task rows learn a P of their own. With P fixed the machines are, at the minimum, those of
+scikit-learn's SVC.
 
 Data: scikit-learn's digits, which come with it: four pairs of digits are told apart, and a digit has a label in the
 task of its pair alone. Adult as for experiments/tabular.py.
@@ -57,12 +77,12 @@ class Config:
 
   data: Literal['digits', 'adult'] = 'digits'
   kernel: Literal['gaussian', 'linear'] = 'gaussian'
-  rank: int = 16
-  C: float = 1.0
+  rank: int = 64
+  C: float = 10.0
   train_size: int = 400
   learn_kernel: bool = True
-  learning_rate: float = 1e-2
-  kernel_rate: float = 1.0
+  learning_rate: float = 3e-2
+  kernel_rate: float = 3e-3
   steps: int = 500
   data_dir: str = '~/.cache/mtljax'
 
@@ -86,8 +106,9 @@ def machines(kernel, centres, rank: int, beta: dict) -> mtl.Model:
   """f_t(x) = sum_i a_ti k(Px, Pz_i) + b_t over centres z_i, with the penalties beta_t / 2 a_t'K a_t.
 
   The trunk hands on the images of the inputs and those of the centres, {'x': f[B, R], 'centres': f[N, R]}: so every
-  head's centres go through the one P. P is drawn with variance 1 / (rank D): on standardised inputs |Px - Pz|^2 is then
-  2 on average, the 'scale' of scikit-learn.
+  head's centres go through the one P. P is drawn with orthogonal rows (columns, where there are more rows than D) such
+  that |Px - Pz|^2 is |x - z|^2 / D on average, and exactly where P has D rows or more: on inputs whose variance is 1
+  that is the kernel of scikit-learn's gamma 'scale'.
 
   Args:
     kernel: of `KERNELS`.
@@ -100,7 +121,7 @@ def machines(kernel, centres, rank: int, beta: dict) -> mtl.Model:
 
   def init_trunk(key, x):
     shape = rank, x.shape[-1]
-    return {'P': jax.random.normal(key, shape) / np.sqrt(rank * x.shape[-1])}, {'centres': centres}
+    return {'P': jax.nn.initializers.orthogonal()(key, shape) / np.sqrt(min(shape))}, {'centres': centres}
 
   def apply_trunk(params, state, x, *, train, key):
     return {'x': linear(x, params['P']), 'centres': linear(state['centres'], params['P'])}, state
@@ -133,7 +154,7 @@ def load(config: Config) -> dict:
     }
     left_out = ('income-over-50k', 'marital-status', 'relationship', 'fnlwgt')
     inputs = [name for name in parts['train'].columns if name not in left_out]
-    return tables.encode(parts, labels, inputs, unseen='zeros').splits
+    return standardise(tables.encode(parts, labels, inputs, unseen='zeros').splits)
   from sklearn.datasets import load_digits
 
   x, digits = load_digits(return_X_y=True)
@@ -142,10 +163,16 @@ def load(config: Config) -> dict:
     y[np.isin(digits, pair), task] = digits[np.isin(digits, pair)] == pair[1]
   rows = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(y).all(axis=1)))
   cuts = {'train': rows[: config.train_size], 'val': rows[-800:-500], 'test': rows[-500:]}
-  scale = x[cuts['train']].std(axis=0).mean()
-  inputs = ((x - x[cuts['train']].mean(axis=0)) / scale).astype(np.float32)
   names = [f'{a}_or_{b}' for a, b in PAIRS]
-  return {part: tables.from_matrix(inputs[cut], y[cut], names) for part, cut in cuts.items()}
+  return standardise({part: tables.from_matrix(x[cut], y[cut], names) for part, cut in cuts.items()})
+
+
+def standardise(splits: dict) -> dict:
+  """Inputs whose mean over the training points is 0 and whose mean square is 1, one scale for all columns."""
+  x = np.asarray(splits['train']['inputs'], np.float64)
+  scale = np.sqrt(x.var(axis=0).mean())
+  moved = lambda inputs: ((inputs - x.mean(axis=0)) / scale).astype(np.float32)
+  return {part: {**examples, 'inputs': moved(examples['inputs'])} for part, examples in splits.items()}
 
 
 def build(config: Config) -> mtl.Experiment:
