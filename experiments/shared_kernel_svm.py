@@ -24,9 +24,9 @@ The second command and the third, and both once more with --no_learn_kernel, too
   fixed     equal        0.8170 ± 0.0000         0.8206 ± 0.0000  +0.00 ± 0.00  0.03
 
 Every Δm is against the single-task row above it; the column of P is no part of what was printed. In the means a shared
-P that is learned is nowhere behind separate ones or a fixed one. But seeds draw where P starts only and the data are the
-same for all, so the intervals leave out what test sets of 115 to 136 digits (a standard error of up to 0.03) and 6512
-rows of the census (0.005) leave open, and no two accuracies of a column differ by more than that. C, rank and
+P that is learned is nowhere behind separate ones or a fixed one. But seeds draw only where P starts and the data are
+the same for all, so the intervals leave out what test sets of 115 to 136 digits (a standard error of up to 0.03) and
+6512 rows of the census (0.005) leave open, and no two accuracies of a column differ by more than that. C, rank and
 kernel_rate were chosen on validation data with a shared P in view.
 
 P starts such that the kernel is that of gamma 'scale'. scikit-learn's SVC of the same C on the same points, 18 to 30 a
