@@ -111,23 +111,23 @@ def _kernels(params):
 
 
 def hold_absent(new: PyTree, old: PyTree, names: Sequence[str], present: Array) -> PyTree:
-  """Keeps what belongs to absent tasks: leaves below `tasks/<task>`, in parameters and in any optimiser's state.
+  """Keeps what belongs to absent tasks, in parameters and in any optimiser's state.
 
-  A leaf belongs to a task when its path has the keys 'tasks', task in a row: in states that mirror the parameters, and
-  in those of `task_optimizer`, where a task's counters lie there too.
+  That is what lies below 'tasks', task of everything like the parameters, `{'shared': ..., 'tasks': {task: ...}}`:
+  moments, and the states of `task_optimizer`, where a task's counters lie there too.
   """
 
-  def owner(path):
-    keys = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
-    for key, after in zip(keys, keys[1:]):
-      if key == 'shared':  # whatever lies below, tables by task included, is the trunk's
-        return None
-      if key == 'tasks':
-        return names.index(after) if after in names else None
-    return None
+  def is_mirror(node):
+    # an optimiser may have labels 'shared' and 'tasks' for its groups, whose states are no tables by task
+    return hasattr(node, 'keys') and set(node) == {'shared', 'tasks'} and hasattr(node['tasks'], 'keys')
 
   def pick(path, a, b):
-    t = owner(path)
-    return a if t is None else jnp.where(present[t], a, b)
+    group, *below = path
+    if group.key == 'shared' or below[0].key not in names:
+      return a
+    return jnp.where(present[names.index(below[0].key)], a, b)
 
-  return jax.tree_util.tree_map_with_path(pick, new, old)
+  def held(a, b):
+    return jax.tree_util.tree_map_with_path(pick, a, b) if is_mirror(a) else a
+
+  return jax.tree.map(held, new, old, is_leaf=is_mirror)

@@ -105,7 +105,15 @@ def test_labels_that_do_not_fit_are_printed(case):
     ),
     lambda: optax.adam(0.1),
     lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.1)),
+    # labels that read like the two halves of the parameters
+    lambda: optax.multi_transform(
+      {'shared': optax.adam(0.1), 'tasks': optax.adam(0.2)}, {'shared': 'shared', 'tasks': 'tasks'}
+    ),
+    lambda: optax.multi_transform(
+      {'shared': optax.adam(0.1), 'b': optax.adam(0.2)}, {'shared': 'shared', 'tasks': {'a': 'b', 'b': 'shared'}}
+    ),
   ],
+  ids=['task_optimizer', 'adam', 'chain', 'halves', 'groups'],
 )
 def test_state_of_absent_tasks_is_held(make):
   optimizer, p = make(), params()
