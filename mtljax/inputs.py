@@ -83,6 +83,8 @@ def _check_task(name: str, inputs: PyTree, labels: PyTree, mask: Array | None) -
     for leaf in jax.tree.leaves(tree):
       if not hasattr(leaf, 'dtype'):
         raise InputError(f'{what} of task {name!r}: found {type(leaf).__name__}, expected arrays with a batch axis.')
+      if not any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)):
+        raise InputError(f'{what} of task {name!r}: found dtype {leaf.dtype}, expected numbers.')
   size = batch_size(inputs)
   if size == 0:
     raise InputError(f'inputs of task {name!r}: found an empty batch, expected at least one example.')

@@ -64,6 +64,7 @@ def init_state(
     if not hasattr(tree, 'keys') or set(tree) != {'shared', 'tasks'}:
       raise InputError(f"model.init: {argument} is {_keys(tree)}, expected {{'shared': ..., 'tasks': ...}}.")
     arrays.check_names(f"model.init: {argument}['tasks']", tree['tasks'], names)
+  params = jax.tree.map(jnp.asarray, params)  # those of a pair of functions may be numbers
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -105,7 +106,8 @@ def make_train_step(
       The objectives of a task are its examples' shares of L_t, so that they sum to the task's. For methods of level
       gramian and models that see one example at a time; `init_state` takes the same argument.
     penalties: beta_t R_t, added to those of the model.
-    chunk_size: rows of the Jacobian computed at once; None all, 1 one by one.
+    chunk_size: rows of the Jacobian computed at once; T and more are all, of which a Gramian method forms no rows of
+      kernels where that is less work. None is 1 on a CPU, where it is faster, and all elsewhere.
     accumulate: in how many parts trunk and heads run over the batch, to need less memory; the balancer sees the whole
       batch once, so the result is that of one part, for every method (see `microbatches.split`).
     remat: keeps nothing of trunk and heads for the pullback but their inputs, and runs them once more.

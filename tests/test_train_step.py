@@ -158,6 +158,16 @@ def test_bad_options_are_named(case):
     mtl.make_train_step(net, tasks, optimizer, balancer, **options)
 
 
+@pytest.mark.parametrize('level', [mtl.balancing.mgda(), mtl.balancing.graddrop()], ids=['gramian', 'jacobian'])
+def test_parameters_may_be_numbers(level):
+  line = (lambda key, x: {'slope': 0.5}, lambda params, x: params['slope'] * x)
+  _, tasks, optimizer, _, _ = problems.setup(mtl.balancing.equal())
+  net, batch = mtl.sharing.hard(line, {'digit': nn.Dense(3), 'size': nn.Dense(2)}), problems.batch()
+  state = mtl.init_state(net, tasks, optimizer, level, batch, jax.random.key(0))
+  new, info = mtl.make_train_step(net, tasks, optimizer, level)(state, batch)
+  assert info.finite and new.params['shared']['slope'] != 0.5
+
+
 def test_bad_setups_are_named():
   net, tasks, optimizer, balancer, _ = problems.setup(mtl.balancing.equal())
   batch, key = problems.batch(), jax.random.key(0)
@@ -165,6 +175,9 @@ def test_bad_setups_are_named():
     mtl.init_state(net, tasks, optimizer, balancer, batch, jax.random.PRNGKey(0))
   with pytest.raises(mtl.InputError, match='duplicate names'):
     mtl.init_state(net, (tasks[0], tasks[0]), optimizer, balancer, batch, key)
+  words = {**batch, 'labels': {**batch['labels'], 'digit': np.array(['one'] * 8)}}
+  with pytest.raises(mtl.InputError, match="labels of task 'digit': found dtype <U3, expected numbers"):
+    mtl.init_state(net, tasks, optimizer, balancer, words, key)
   with pytest.raises(mtl.InputError, match='balancer'):
     mtl.make_train_step(net, tasks, optimizer, 'equal')
   headless = mtl.sharing.hard(problems.Trunk(), {'digit': nn.Dense(3)})
