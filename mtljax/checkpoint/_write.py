@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mtljax import hosts
 from mtljax.base import PyTree
-from mtljax.checkpoint import _read
+from mtljax.checkpoint import _leaks, _read
 from mtljax.checkpoint._tree import describe, flatten, stored
 from mtljax.version import __version__
 
@@ -57,6 +57,7 @@ class Checkpoints:
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
     _keep_quiet()
+    _leaks.avoid()
     self._clean()
 
   def save(self, step: int, state: PyTree, manifest: Mapping | None = None, score: float | None = None) -> None:
@@ -125,6 +126,7 @@ class Checkpoints:
   def _prune(self):
     """What is on disk is complete: that being written has another name."""
     found = _read.steps(self.directory)
+    self._scores = {step: score for step, score in self._scores.items() if step in found or step == self._writing}
     scores = {step: self._scores[step] for step in found if self._scores.get(step) is not None}
     for step in found[self.keep :]:
       if step != _read.best_of(scores) and jax.process_index() == 0:
@@ -141,8 +143,9 @@ class Checkpoints:
     """Called when all files of a checkpoint are written, before its folder gets its name: notes their digests."""
     if jax.process_index() != 0:
       return
-    for folder in self.directory.glob(f'{self._writing}.*tmp*'):
-      (folder / _read.SEAL).write_text(json.dumps(_read.digests(folder)))
+    for folder in self.directory.iterdir():  # a pattern for every step would be kept, compiled, for the next
+      if folder.name.startswith(f'{self._writing}.') and 'tmp' in folder.name:
+        (folder / _read.SEAL).write_text(json.dumps(_read.digests(folder)))
 
 
 def _join_writers():
