@@ -5,8 +5,9 @@
 
 MLP 128-4x512, batch 256, Adam for every part; nothing is run. MB of temporaries in the compiled step: what is alive at
 once besides the state, the batch and the results. Columns are options of `make_train_step`, with `mgda` where nothing
-else is said: `params` forms no rows of kernels where that takes fewer products, `rows` forms all at once, `one by one`
-in a loop; `bf16` computes trunk and heads in bfloat16. `T rows` is what the rows of the Jacobian take.
+else is said: `one by one` forms rows in a loop (the default on a CPU), `at once` with one pullback, and no rows of
+kernels where that takes fewer products; `bf16` computes trunk and heads in bfloat16. `T rows` is what the rows of the
+Jacobian take.
 """
 
 import argparse
@@ -20,12 +21,10 @@ import mtljax as mtl
 
 COLUMNS = (
   "equal: method='equal'",
-  'params:',
-  'rows: chunk_size=1000',
   'one by one: chunk_size=1',
+  'at once: chunk_size=1000',
   "features: at='features'",
   'accumulate=4: accumulate=4',
-  'one, acc=4: chunk_size=1, accumulate=4',
   'remat: remat=True',
   "bf16: dtype='bfloat16'",
 )

@@ -7,8 +7,9 @@
 Virtual devices of one CPU: no times, but the compiled program of one device of n, which is what a cluster would run.
 `work` is the compiler's count of flops for it, over that of one device alone with the same batch: above 1 is work that
 grows with the devices. `balancing` is what the Gramian, the solver and w J take of the step's flops and of the bytes
-that it touches, and `sent` what enters collectives, in MB and as a share of those bytes. A loop's body counts once, so
-of `one by one` T times as much is sent. Collectives are listed by kind, with how many there are and the largest.
+that it touches, and `sent` what enters collectives, in MB and as a share of those bytes. `mgda` pulls back all rows at
+once, as on accelerators. A loop's body counts once, so of `one by one` T times as much is sent. Collectives are listed
+by kind, with how many there are and the largest.
 `--show` prints them with the place in the source that they come from; `--impl lax` takes the convolutions of
 accelerators; `--constrain` pins the batch axis of inputs and features.
 """
@@ -35,7 +36,7 @@ BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 
 SHAPE = re.compile(r'\b(' + '|'.join(BYTES) + r')\[([\d,]*)\]')
 METHODS = {
   'equal': ('equal', {}),
-  'mgda': ('mgda', {}),
+  'mgda': ('mgda', {'chunk_size': 1000}),
   'features': ('mgda', {'at': 'features'}),
   'one by one': ('mgda', {'chunk_size': 1}),
 }

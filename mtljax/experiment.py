@@ -82,7 +82,7 @@ class Options:
       what takes the time; 0 measures whether it pays and keeps to the answer.
     accumulate: in how many parts trunk and heads run over a batch, to need less memory; balancing sees all of it.
     remat: keeps less for the backward pass and computes it again.
-    chunk_size: rows of the Jacobian that are computed at once; 0 all.
+    chunk_size: rows of the Jacobian that are computed at once; 0 is one on a CPU, and all elsewhere.
     on_save_error: a file that cannot be written, as on a full disk, ends the run, or the run goes on without it.
   """
 

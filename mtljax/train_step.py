@@ -149,7 +149,12 @@ def make_train_step(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def step(state, batch, *, extras: Mapping[str, Any] | None = None, axis_name: str | None = None):
+    inputs.check_state(state)
     arrays.check_names("state.params['tasks']", state.params['tasks'], names)
+    _check_belongs('opt_state', state.opt_state, lambda: optimizer.init(state.params), 'optimizer')
+    if objectives == 'tasks':
+      fresh = lambda: balancer.init(_statistic(balancer, state.params, len(names)))
+      _check_belongs('balancer_state', state.balancer_state, fresh, 'balancer')
     with arrays.use_axis(axis_name):
       key = jax.random.fold_in(state.key, state.step)
       out = gradients.task_gradients(
@@ -260,6 +265,17 @@ def _nonfinite(out, names, objectives):
 def _check_optimizer(optimizer):
   if not isinstance(optimizer, optax.GradientTransformation):
     raise InputError(f'optimizer: found {optimizer!r}, expected an optax transformation such as mtljax.task_optimizer.')
+
+
+def _check_belongs(field, found, init, owner):
+  """Raises unless a part of the state has the leaves of a fresh one: some optimisers take any state without a word."""
+  found, expected = (list(arrays.labelled(tree)) for tree in (found, jax.eval_shape(init)))
+  if found != expected:
+    differ = sorted({*found} ^ {*expected})
+    raise InputError(
+      f'state.{field}: found {len(found)} arrays, expected {len(expected)}, those of the {owner}; the first that only '
+      f'one of them has is {differ[0]!r}. Was the state made for another {owner}?'
+    )
 
 
 def _check_penalties(penalties, names):

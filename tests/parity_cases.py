@@ -115,8 +115,8 @@ MASKS = ('all', 'uneven', 'device', 'batch', 'none', 'all')
 MEMORY = {  # options with which the step needs less memory
   'accumulate': {'accumulate': 2},
   'remat': {'remat': True},
-  'chunk_size': {'chunk_size': 1},
-  'together': {'accumulate': 2, 'remat': True, 'chunk_size': 1},
+  'at_once': {'chunk_size': 2},  # what accelerators do; a CPU takes rows one by one
+  'together': {'accumulate': 2, 'remat': True, 'chunk_size': 2},
 }
 OPTIONS = MEMORY | {
   'plain': {},
@@ -184,13 +184,13 @@ ROTATION = (
   ('sharded', Case('hard', 'mgda-features', 'items', 'float64', 'together')),
   ('model', Case('hard-plain', 'mgda-features', 'items', 'float64')),
   ('pmap', Case('cross_task_attention', 'moco', 'rows', 'float32', 'remat')),
-  ('shard_map', Case('lora', 'graddrop', 'rows', 'float64')),
-  ('sharded', Case('sluice', 'moco', 'unmasked', 'float64')),
+  ('shard_map', Case('lora', 'graddrop', 'rows', 'float64', 'at_once')),
+  ('sharded', Case('sluice', 'moco', 'unmasked', 'float64', 'at_once')),
   ('model', Case('adashare', 'graddrop', 'rows', 'float64', 'drop')),
   ('pmap', Case('connection_wise', 'modo', 'unmasked', 'float64')),
   ('shard_map', Case('cross_stitch', 'auto_lambda', 'rows', 'float64')),
   ('sharded', Case('knowledge', 'modo', 'items', 'float32')),
-  ('model', Case('residual_adapters', 'auto_lambda', 'unmasked', 'float64', 'chunk_size')),
+  ('model', Case('residual_adapters', 'auto_lambda', 'unmasked', 'float64', 'at_once')),
 )
 
 

@@ -50,7 +50,8 @@ def task_gradients(
       features (MGDA-UB, arXiv 1810.04650): one trunk pullback whatever T.
     objectives: 'tasks', or 'examples' and 'examples_tasks': the balancer gets the Gramian of per-example gradients
       (arXiv 2406.16232), see `_examples`.
-    chunk_size: how many rows of J are pulled through the trunk at once; None all, 1 one by one.
+    chunk_size: how many rows of J are pulled through the trunk at once; T and more are all. None is 1 on a CPU, and all
+      elsewhere.
     penalties: those with `on='outputs'`; they add one row outside the balancer.
     on_nonfinite: 'drop', a task whose loss or row is not finite counts as absent; 'error', it is reported. Shared
       statistics of a multi-input batch have seen a task that is dropped for its gradient, not its loss. At level oracle
@@ -68,6 +69,7 @@ def task_gradients(
   alphas = task_weights(tasks, step)
   model_key, balancer_key = arrays.name_key(key, 'model'), arrays.name_key(key, 'balancer')
   drop = on_nonfinite == 'drop'
+  at_once = _trees.rows_at_once(chunk_size, len(names))
   if at == 'features':
     inputs.check_features(model, names, params, model_state, batch, balancer.level)
   if objectives != 'tasks':
@@ -150,7 +152,7 @@ def task_gradients(
       key=model_key,
       alphas=alphas,
       present=present,
-      chunk_size=chunk_size,
+      at_once=at_once,
       drop=drop,
     )
     shared, balancer_state = balance(oracle, present)
@@ -166,14 +168,14 @@ def task_gradients(
     stacked = _trees.stack([*rows, penalty_row] if together else rows)
     # factors are those of this device, and of rows that need not be looked at
     local = arrays.axis() is None and not arrays.placed_by_compiler()
-    if balancer.level == 'gramian' and local and chunk_size is None and not drop and jax.tree.leaves(stacked):
+    if balancer.level == 'gramian' and local and at_once == len(names) and not drop and jax.tree.leaves(stacked):
       found = _rows.factored(forward.lift, stacked)
       gramian = found.gramian[: len(names), : len(names)]
       weights, balancer_state = balance(gramian, present)
       shared = found.combine(jnp.append(weights, 1) if together else weights)
       shared = shared if together else alone(shared)
     else:
-      jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), chunk_size))
+      jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), at_once))
       last = None
       if together:
         jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))

@@ -81,7 +81,7 @@ def forward_pass(
   multi = inputs.is_multi_input(batch)
   shared_state, task_states = model_state['shared'], {}
   outputs, losses, counts, present, pulls, cotangents = {}, [], [], [], {}, {}
-  lift = lambda row: row
+  lift = _trees.as_is
 
   if not multi:
 

@@ -21,7 +21,7 @@ def make_oracle(
   key: Array,
   alphas: Array,
   present: Array,
-  chunk_size: int | None,
+  at_once: int,
   drop: bool,
 ) -> Callable[..., TaskGradients]:
   """What a balancer of level oracle is given.
@@ -61,7 +61,7 @@ def make_oracle(
     scaled = jnp.where(here, alphas, 0)
     heads, rows = forward.pull_all(scaled if weights is None else scaled * weights, here)
     if weights is None:
-      found = arrays.psum(_trees.lift_rows(forward.lift, _trees.stack(rows), shared, len(names), chunk_size))
+      found = arrays.psum(_trees.lift_rows(forward.lift, _trees.stack(rows), shared, len(names), at_once))
       if drop:
         here &= jax.vmap(arrays.all_finite)(found)
         found = linalg.mask_rows(here, found)
