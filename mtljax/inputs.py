@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax import arrays
-from mtljax.base import Array, Batch, InputError, Model, PyTree
+from mtljax.base import Array, Batch, InputError, Model, PyTree, TrainState
 
 
 def is_multi_input(batch: Batch) -> bool:
@@ -34,6 +34,12 @@ def batch_size(tree: PyTree) -> int:
   """Leading dimension of the first leaf."""
   leaves = jax.tree.leaves(tree)
   return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 0
+
+
+def check_state(state: TrainState) -> None:
+  """Raises on anything else, such as parameters or arguments in another order."""
+  if not isinstance(state, TrainState):
+    raise InputError(f'state: found {type(state).__name__}, expected the mtljax.TrainState of init_state.')
 
 
 def check_batch(batch: Batch, names: tuple[str, ...], model: Model | None = None, *, all_of: bool = True) -> None:

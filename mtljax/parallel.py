@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtljax import arrays, hosts
+from mtljax import arrays, hosts, inputs
 from mtljax.base import Batch, InputError, PyTree
 from mtljax.data import batching
 
@@ -90,6 +90,11 @@ class _Compiled:
     self.key, self.raw, self.compiled = None, None, None
 
   def __call__(self, state, batch, *, extras=None):
+    inputs.check_state(state)
+    if getattr(state.step, 'is_deleted', bool)():
+      raise InputError(
+        'state: found one that an earlier call took (donate=True), expected the state that the last call returned.'
+      )
     if self.mesh is not None:
       check_divisible(batch, self.mesh.shape[data_axis(self.mesh)])
       if not _lies_on(state.replace(key=None), self.mesh):  # the first call; later ones get what the step returned

@@ -40,8 +40,11 @@ def test_donation_takes_nothing_of_the_user_with_it(mode):
 
 def test_donated_state_is_gone():
   net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal())
-  mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer))(state, problems.batch())
+  step = mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer))
+  step(state, problems.batch())
   assert state.params['shared']['Dense_0']['kernel'].is_deleted()
+  with pytest.raises(mtl.InputError, match='found one that an earlier call took'):
+    step(state, problems.batch())
   state = problems.setup(mtl.balancing.equal())[-1]
   mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer), donate=False)(state, problems.batch())
   assert not state.params['shared']['Dense_0']['kernel'].is_deleted()

@@ -193,3 +193,17 @@ def test_bad_setups_are_named():
   ):
     with pytest.raises(mtl.InputError):
       mtl.Task(**{'name': 'a', 'loss': lambda y, z: y, **bad})
+
+
+def test_a_state_of_something_else_is_named():
+  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.equal())
+  batch, compiled = problems.batch(), mtl.compile_step(mtl.make_train_step(net, tasks, optimizer, balancer))
+  for call in (compiled, compiled.step):
+    with pytest.raises(mtl.InputError, match='state: found dict, expected the mtljax.TrainState'):
+      call(batch, state)
+  plain = mtl.make_train_step(net, tasks, optax.sgd(0.1), balancer)  # takes any state and forgets it
+  with pytest.raises(mtl.InputError, match=r'state.opt_state: found \d+ arrays, expected 0, those of the optimizer'):
+    plain(state, batch)
+  other = mtl.make_train_step(net, tasks, optimizer, mtl.balancing.uncertainty())
+  with pytest.raises(mtl.InputError, match="state.balancer_state: .* 'log_variance'"):
+    other(state, batch)
