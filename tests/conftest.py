@@ -1,5 +1,6 @@
 """Strict settings for every test: four virtual devices, no silent rank promotion, a compilation cache on disk."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -26,6 +27,12 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_collection_finish():
+  """Modules and tests stay to the end, as compiled programs do: looked through for garbage again and again in vain."""
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_addoption(parser):
