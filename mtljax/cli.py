@@ -156,9 +156,7 @@ def _train_here(argv):
   name, argv = options.split(argv)
   resume = options.value_of('--resume', argv)
   begun = bool(resume) and (name is None or (pathlib.Path(resume) / 'config.json').exists())
-  stored = rundir.read_json(pathlib.Path(resume) / 'config.json') if begun else {}
-  if begun and stored.keys().isdisjoint({'source', 'steps'}):
-    raise InputError(f'run directory {resume}: its config.json is not one of `mtljax train`.')
+  stored = options.of_run(resume) if begun else {}
   name = name or (_source(stored, resume) if begun else None)
   asks = not {'-h', '--help'}.isdisjoint(argv)
   if name is None and not asks:
@@ -245,8 +243,8 @@ def _evaluate(argv):
       'run directory: found none, expected the directory of a run, such as runs/multi_digits/equal-seed0.'
     )
   run_dir = pathlib.Path(run_dir)
-  stored = rundir.read_json(run_dir / 'config.json')
-  if not {'source', 'config', 'balancer', 'steps'} <= set(stored):
+  stored = options.of_run(run_dir)
+  if not {'source', 'config'} <= set(stored):
     raise InputError(f'run directory {run_dir}: its config.json is not one of `mtljax train`.')
   module = experiment_lib.load(_source(stored, run_dir))
   config = dict(stored['config'])
@@ -260,7 +258,7 @@ def _evaluate(argv):
     state, step = checkpoint.restore(folder / str(best), run.abstract)[0], best
   else:
     state, _, step = checkpoint.restore_latest(folder, run.abstract)
-  print(f'{experiment.name}, {stored["balancer"]}, seed {stored["seed"]}: step {step} in {run_dir}')
+  print(f'{experiment.name}, {run.options.balancer}, seed {run.options.seed}: step {step} in {run_dir}')
   print(tables.metric_table(run.evaluate(state, experiment.test), 'test'))
 
 

@@ -5,12 +5,13 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import numbers
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import optax
@@ -125,9 +126,11 @@ class Options:
       allowed = get_args(get_type_hints(Options)[name])
       if getattr(self, name) not in allowed:
         raise InputError(f'{name}: found {getattr(self, name)!r}, expected one of {allowed}.')
-    if not self.seed >= 0:
+    if not isinstance(self.balancer, str):
+      raise InputError(f"balancer: found {self.balancer!r}, expected text such as 'cagrad(c=0.2)'.")
+    if not isinstance(self.seed, numbers.Integral) or self.seed < 0:
       raise InputError(f'seed: found {self.seed!r}, expected an integer >= 0.')
-    if not 0 < self.learning_rate < math.inf:
+    if not isinstance(self.learning_rate, numbers.Real) or not 0 < self.learning_rate < math.inf:
       raise InputError(f'learning_rate: found {self.learning_rate!r}, expected a positive number.')
 
 
@@ -247,19 +250,36 @@ def config_from_json(config: type, values: Mapping[str, Any]) -> Any:
   """A `Config` from the JSON of `dataclasses.asdict`: lists become tuples and mappings dataclasses where they were.
 
   Raises:
-    InputError: an unknown field.
+    InputError: an unknown field, a value of another type.
   """
+  if not isinstance(values, Mapping):
+    raise InputError(f'config: found {values!r}, expected {{field: value}}.')
   names = [field.name for field in dataclasses.fields(config)]
   arrays.check_names('config', values, names, all_of=False)
-  default = config()
+  default, hints = config(), get_type_hints(config)
 
   def restored(name, value):
     was = getattr(default, name)
+    if not _fits(value, hints[name]):
+      raise InputError(f'config: {name} is {value!r}, expected a value such as {was!r}.')
     if isinstance(was, tuple) and isinstance(value, list):
       return tuple(value)
     return config_from_json(type(was), value) if dataclasses.is_dataclass(was) and value is not None else value
 
   return config(**{name: restored(name, value) for name, value in values.items()})
+
+
+def _fits(value, hint) -> bool:
+  """Whether a value of JSON is one of a type; null stands for an infinity, too."""
+  kind, args = get_origin(hint) or hint, [arg for arg in get_args(hint) if arg is not ...]
+  if kind is Literal:
+    return value in args
+  if kind is tuple and isinstance(value, list | tuple):
+    return all(any(_fits(part, arg) for arg in args) or not args for part in value)
+  kinds = {bool: bool, int: int, float: int | float, str: str, tuple: tuple}
+  if kind not in kinds or (kind is float and value is None):
+    return True
+  return isinstance(value, kinds[kind]) and (kind is bool or not isinstance(value, bool))
 
 
 def fields(cls: type) -> dict[str, tuple[Any, Any, str]]:

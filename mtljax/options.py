@@ -5,9 +5,11 @@ import dataclasses
 import difflib
 import io
 import os
+import pathlib
 from typing import Annotated
 
 from mtljax import experiment as experiment_lib
+from mtljax import rundir
 from mtljax.base import InputError
 
 
@@ -58,6 +60,24 @@ def parse(command, cls, argv, module, stored=None, positional='EXPERIMENT'):
 def early(command, cls, argv):
   """The options of one dataclass, whatever else is given: what has to be known before the experiment is loaded."""
   return _read(command, cls, argv, '')[0]
+
+
+def of_run(run_dir):
+  """The config.json of a run of `mtljax train`: literals, each of its type."""
+  stored = rundir.read_json(pathlib.Path(run_dir) / 'config.json')
+  kinds = {'experiment': str, 'steps': int, 'source': str, 'data_dir': str, 'config': dict}
+  what = f'run directory {run_dir}: its config.json is not one of `mtljax train`'
+  for name, kind in kinds.items():
+    if name in ('experiment', 'steps') and name not in stored:
+      raise InputError(f'{what}: it has no {name!r}.')
+    if not isinstance(stored.get(name, kind()), kind):
+      raise InputError(f'{what}: {name} is {stored[name]!r}, expected a value of type {kind.__name__}.')
+  try:
+    names = {field.name for field in dataclasses.fields(experiment_lib.Options)}
+    experiment_lib.Options(**{name: value for name, value in stored.items() if name in names})
+  except InputError as error:
+    raise InputError(f'{what}: {error}') from error
+  return stored
 
 
 def _read(command, cls, argv, summary):

@@ -89,7 +89,9 @@ def _train(run, run_dir, resume, meta, stop, progress, say):
   if resume and checkpoint.steps(folder):
     with stop.may_end(exits=True):
       state, manifest, start = checkpoint.restore_latest(folder, run.abstract)
-    seconds = manifest['seconds']
+    seconds = manifest.get('seconds', 0.0)
+    if not isinstance(seconds, int | float):
+      raise InputError(f'checkpoint {folder / str(start)}: its manifest says {seconds!r} seconds, expected a number.')
     if start > options.steps:
       raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
     hosts.on_first(lambda: checkpoint.discard_after(folder, start))
