@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtljax.base import InputError, PyTree
+from mtljax.checkpoint import _quiet
 from mtljax.checkpoint._tree import describe, flatten, raw, stored
 
 SEAL = 'digests.json'
@@ -169,12 +170,14 @@ def _check_same(path, found, expected):
 def _read(path, target):
   import orbax.checkpoint as ocp
 
+  _quiet.keep_quiet()
   flat = flatten(target)
   abstract = {name: _abstract(leaf) for name, leaf in flat.items() if stored(leaf)}
   try:
     with ocp.StandardCheckpointer() as reader:
       arrays = reader.restore(path / 'state', abstract)
   except Exception as error:  # no damage, the digests are right: nothing may be taken for it and removed
+    _quiet.clear(error)
     text = f'{type(error).__name__}: {error}'.splitlines()[0]
     raise InputError(f'checkpoint {path} holds what was written and yet cannot be read ({text[:300]}).') from error
   leaves = [_placed(arrays[name], leaf) if name in arrays else _empty(leaf) for name, leaf in flat.items()]

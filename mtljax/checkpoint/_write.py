@@ -3,15 +3,12 @@
 import contextlib
 import errno
 import json
-import logging
 import os
 import pathlib
 import re
 import shutil
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 
 import jax
@@ -19,14 +16,13 @@ import jax.numpy as jnp
 
 from mtljax import hosts
 from mtljax.base import PyTree
-from mtljax.checkpoint import _leaks, _read
+from mtljax.checkpoint import _leaks, _quiet, _read
 from mtljax.checkpoint._tree import describe, flatten, stored
 from mtljax.version import __version__
 
 FORMAT = 1
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 PATIENCE = 60.0  # seconds
-LOGGERS = ('absl', 'asyncio')  # where orbax logs
 
 
 class SaveError(OSError):
@@ -56,7 +52,7 @@ class Checkpoints:
       ocp.CompositeCheckpointHandler('state', 'manifest'),
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
-    _keep_quiet()
+    _quiet.keep_quiet()
     _leaks.avoid()
     self._clean()
 
@@ -180,31 +176,3 @@ def _parts(error):
     for part in getattr(error, 'exceptions', ()):
       yield from _parts(part)
     error = error.__cause__ or error.__context__
-
-
-def _keep_quiet():
-  """Failed writes are said once, by who catches them; for good, as what belongs to one may come after it."""
-  for name in LOGGERS:
-    logging.getLogger(name).addFilter(_not_of_orbax)
-  if not hasattr(sys.unraisablehook, 'others'):
-    sys.unraisablehook = _Unraisable(sys.unraisablehook)
-
-
-def _not_of_orbax(record) -> bool:
-  """Orbax logs with a traceback what it raises, once for every thread, and asyncio what orbax does not wait for."""
-  if record.levelno < logging.ERROR:
-    return True
-  trace = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else ''
-  return 'orbax' not in f'{record.pathname} {record.getMessage()} {trace}'
-
-
-class _Unraisable:
-  """Ignores that tensorstore's writes end after the event loop of orbax, which leaves at the first that fails."""
-
-  def __init__(self, others):
-    self.others = others
-
-  def __call__(self, found):
-    late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == 'Event loop is closed'
-    if found.object is not None or not late:
-      self.others(found)

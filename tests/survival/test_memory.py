@@ -4,6 +4,7 @@ import gc
 import sys
 
 import jax.numpy as jnp
+import pytest
 import tensorstore
 
 from mtljax import checkpoint
@@ -27,12 +28,21 @@ def test_a_save_keeps_nothing(tmp_path):
   assert blocks < 4 * LEAVES and objects < LEAVES / 2, (blocks, objects)
 
 
-def test_what_a_folder_is_called_is_told_again(tmp_path):
+@pytest.mark.parametrize('name', ['run', "it's", 'a "b" (c)', 'é', 'x' * 99, 'a\nb'], ids=range(6))
+def test_what_a_folder_is_called(tmp_path, name):
   checkpoint.Checkpoints(tmp_path).close()
-  told = {'driver': 'file', 'path': f'{tmp_path}/'}
-  spec, other = tensorstore.KvStore.Spec(told), tensorstore.KvStore.Spec({'driver': 'memory', 'path': 'a/'})
-  answer = spec.to_json()
-  assert answer == told
-  answer['path'] = 'changed by who asked'
-  assert spec.to_json() == told
-  assert other.to_json() == {'driver': 'memory', 'path': 'a/'} and spec.to_json(include_defaults=True) != told
+  told = {'driver': 'file', 'path': f'{tmp_path}/{name}/'}
+  spec = tensorstore.KvStore.Spec(told)
+  assert spec.to_json() == told and spec.to_json(include_defaults=True) != told
+  base = {'driver': 'file', 'path': f'/{name}/', 'file_io_locking': {'mode': 'non_atomic'}}
+  told = {'driver': 'ocdbt', 'base': base, 'path': f'{name}/', 'cache_pool': 'cache_pool#x'}
+  assert tensorstore.KvStore.Spec(told).to_json() == told
+
+
+@pytest.mark.parametrize('name', ['é', 'a b', "it's"], ids=['accent', 'space', 'quote'])
+def test_a_save_into_such_a_folder(tmp_path, name):
+  checkpoints = checkpoint.Checkpoints(tmp_path / name)
+  checkpoints.save(1, {'w': jnp.ones(3)})
+  checkpoints.close()
+  restored, _, step = checkpoint.restore_latest(tmp_path / name, {'w': jnp.zeros(3)})
+  assert step == 1 and restored['w'].tolist() == [1, 1, 1]
