@@ -218,7 +218,7 @@ def make_train_step(
         penalty=penalty,
         finite=finite,
         nonfinite=jax.lax.cond(
-          finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names, objectives)
+          finite, lambda: out.nonfinite, lambda: out.nonfinite | _nonfinite(out, names, objectives, balancer.level)
         ),
       )
       return new, info
@@ -253,10 +253,12 @@ def _if_moves(moves, moved, old):
   return arrays.select(moves, moved(), old)
 
 
-def _nonfinite(out, names, objectives):
+def _nonfinite(out, names, objectives, level):
   """bool[T], tasks whose loss, head or row of the Jacobian is not finite."""
-  wrong = [~jnp.isfinite(out.losses[t]) | ~arrays.all_finite(out.grads['tasks'][n]) for t, n in enumerate(names)]
-  wrong = jnp.stack(wrong)
+  heads = jnp.stack([~arrays.all_finite(out.grads['tasks'][n]) for n in names])
+  if level == 'losses':  # heads get weights, which one loss can make NaN for all
+    heads &= jnp.isfinite(out.weights)
+  wrong = ~jnp.isfinite(out.losses) | heads
   if out.gramian is not None and objectives == 'tasks':
     wrong |= ~jnp.isfinite(jnp.diagonal(out.gramian))
   return wrong

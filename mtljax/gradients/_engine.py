@@ -195,6 +195,7 @@ def task_gradients(
   heads = arrays.psum(heads)
   if drop:
     heads = {n: arrays.select(present[t], *_trees.with_zeros(heads[n])) for t, n in enumerate(names)}
+    shared = arrays.select(present.any(), *_trees.with_zeros(shared))  # inputs may be NaN, and times nothing still are
   grads = {'shared': shared, 'tasks': heads}
   grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
   if penalty_grads is not None:
