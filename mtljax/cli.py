@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except SystemExit as stop:  # tyro's: --help, or an option that is wrong, which it has said
     return stop.code or 0
   except (InputError, OSError, loop.NonFiniteError) as error:
-    print(f'mtljax {command}{hosts.label()}: {" ".join(str(error).split())}', file=sys.stderr)
+    lost = isinstance(error, TimeoutError) and hosts.is_lost(error)
+    text = hosts.explain(error) if lost else ' '.join(str(error).split())
+    print(f'mtljax {command}{hosts.label()}: {text}', file=sys.stderr)
     return hosts.leave(1 if isinstance(error, loop.NonFiniteError | checkpoint.SaveError) else 2)
   except KeyboardInterrupt:
     print(f'mtljax {command}: stopped by Ctrl-C.', file=sys.stderr)

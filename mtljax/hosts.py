@@ -31,8 +31,8 @@ GRACE = 3  # seconds by which the first process outlives the others: they end wh
 SETTLE = 60  # seconds after which a network file system shows a new file to all
 CANNOT_LISTEN = 'process 0 cannot listen there; is the port in use?'
 _CALLS = itertools.count()  # of `reached_stop`, the same in all processes
-# What the runtime says when a process is gone: the transport's own words, or the coordination service's.
-GONE = re.compile(r'gloo|nccl|heartbeat|coordination|connection (closed|reset)|unavailable', re.IGNORECASE)
+# What is said when a process is gone, in the words of the transport, of the coordination service, or of orbax.
+GONE = re.compile(r'gloo|nccl|heartbeat|coordination|barrier|connection (closed|reset)|unavailable', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ def label() -> str:
 
 def is_lost(error: BaseException) -> bool:
   """Whether an error says that another process is gone."""
-  return bool(label()) and isinstance(error, ValueError | RuntimeError) and bool(GONE.search(str(error)))
+  return bool(label()) and isinstance(error, ValueError | RuntimeError | TimeoutError) and bool(GONE.search(str(error)))
 
 
 def explain(error: Exception) -> str:

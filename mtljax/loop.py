@@ -4,6 +4,7 @@ It drives any state, a single one or a stack (lanes of a comparison), and knows 
 What a run leaves on disk is in `training`.
 """
 
+import array
 import contextlib
 import dataclasses
 import os
@@ -106,7 +107,8 @@ def fit(
     due = _due(done, log_every) or (evaluate is not None and _due(done, eval_every))
     return due or done >= steps or (save is not None and _due(done, save_every))
 
-  window, times, skipped, dropped, step_done = [], [], np.zeros((), int), np.zeros(len(names), int), start
+  window, skipped, dropped, step_done = [], np.zeros((), int), np.zeros(len(names), int), start
+  times = array.array('d')  # a float in a list takes four times the room
   seen = None  # since the last `log`
   caught = contextlib.nullcontext(signals) if signals else Signals()
   with caught as stop, tqdm(total=steps, initial=start, desc=title, disable=not progress) as bar:
