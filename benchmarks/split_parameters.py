@@ -32,7 +32,7 @@ def main():
         program = weak_scaling.compiled_step(WORKLOADS[name], method, 'sharded', mesh)
         memory, flops = program.memory_analysis(), program.cost_analysis()['flops']
         alone = alone or flops
-        found = weak_scaling.collectives(program.as_text())
+        found = weak_scaling.collectives(program.as_text(), data * model)
         kinds = collections.Counter(item.kind for item in found)
         sent = sum(item.size for item in found)
         print(

@@ -7,9 +7,10 @@
 Virtual devices of one CPU: no times, but the compiled program of one device of n, which is what a cluster would run.
 `work` is the compiler's count of flops for it, over that of one device alone with the same batch: above 1 is work that
 grows with the devices. `balancing` is what the Gramian, the solver and w J take of the step's flops and of the bytes
-that it touches, and `sent` what enters collectives, in MB and as a share of those bytes. `mgda` pulls back all rows at
-once, as on accelerators. A loop's body counts once, so of `one by one` T times as much is sent. Collectives are listed
-by kind, with how many there are and the largest.
+that it touches, and `sent` what a device sends in collectives made as rings, in MB and as a share of those bytes: of an
+all-reduce of n devices 2 (n - 1) / n of its array, of a reduce-scatter and of an all-gather half as much. `mgda` pulls
+back all rows at once, as on accelerators. A loop's body counts once, so of what `one by one` sends in its loop, T times
+as much is sent. Collectives are listed by kind, with how many there are and the largest array.
 `--show` prints them with the place in the source that they come from; `--impl lax` takes the convolutions of
 accelerators; `--constrain` pins the batch axis of inputs and features.
 """
@@ -29,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from workloads import WORKLOADS, Workload, about
 
 import mtljax as mtl
-from mtljax import linalg, parallel
+from mtljax import arrays, linalg, parallel
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 's8': 1, 'u8': 1, 'pred': 1}
@@ -45,9 +46,13 @@ METHODS = {
 @dataclasses.dataclass(frozen=True)
 class Collective:
   kind: str
-  size: int  # bytes of the result
+  size: int  # bytes of the whole array: of the result, of a reduce-scatter of the operand
   result: str
   source: str
+
+  def sent(self, devices: int) -> float:
+    """Bytes of one device, in a ring."""
+    return self.size * (devices - 1) / devices * (2 if self.kind == 'all-reduce' else 1)
 
 
 def mesh_of(**axes: int) -> Mesh:
@@ -90,21 +95,28 @@ def with_impl(workload: Workload, impl: str | None) -> Workload:
   return workload if impl is None else dataclasses.replace(workload, trunk=trunk)
 
 
-def balancing(workload: Workload, method: str) -> dict[str, float]:
-  """Cost of what comes after the Jacobian and before the optimiser: the Gramian, the solver, w J."""
+def balancing(workload: Workload, method: str, devices: int) -> dict[str, float]:
+  """Cost of what comes after the Jacobian and before the optimiser, on one device: the Gramian, the solver, w J.
+
+  At features, where rows need not be there, it is what a step takes more than that of `equal`.
+
+  Args:
+    devices: over how many the rows are dealt out.
+  """
   name, options = METHODS[method]
   balancer = mtl.balancing.parse(name)
   if balancer.level == 'losses':
     return {'flops': 0.0, 'bytes accessed': 0.0}
-  model, tasks, _ = workload.problem()
-  batch, T = workload.data(), workload.tasks
-  given = {task: batch['inputs'] for task in workload.names}
-  params, state = jax.eval_shape(lambda key: model.init(key, given), jax.random.key(0))
-  rows = params['shared']
   if options.get('at') == 'features':
-    forward = lambda p, s, x: model.trunk(p, s, x, tasks=workload.names, train=False, key=None)[0]
-    rows = jax.eval_shape(forward, params['shared'], state['shared'], batch['inputs'])
-  jacobian = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((T, *leaf.shape), leaf.dtype), rows)
+    with_method, without = (
+      compiled_step(workload, name, 'shard_map', mesh_of(data=1)).cost_analysis() for name in (method, 'equal')
+    )
+    return {kind: with_method[kind] - without[kind] for kind in ('flops', 'bytes accessed')}
+  model, _, _ = workload.problem()
+  T, given = workload.tasks, {task: workload.data()['inputs'] for task in workload.names}
+  rows = jax.eval_shape(lambda key: model.init(key, given), jax.random.key(0))[0]['shared']
+  own = lambda leaf: (-(-leaf.size // devices),) if leaf.size >= arrays.SPLIT_FROM else leaf.shape
+  jacobian = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((T, *own(leaf)), leaf.dtype), rows)
 
   def run(jacobian):
     G = linalg.gramian(jacobian)
@@ -114,8 +126,8 @@ def balancing(workload: Workload, method: str) -> dict[str, float]:
   return jax.jit(run).lower(jacobian).compile().cost_analysis()
 
 
-def collectives(hlo: str) -> list[Collective]:
-  """Of a compiled program."""
+def collectives(hlo: str, devices: int) -> list[Collective]:
+  """Of the compiled program of one of several devices."""
   found = []
   for line in hlo.splitlines():
     head = re.match(r'\s*(?:ROOT )?%?[\w.-]+ = (.+?) (' + '|'.join(KINDS) + r')(-start)?\(', line)
@@ -123,6 +135,7 @@ def collectives(hlo: str) -> list[Collective]:
       size = sum(
         BYTES[dtype] * int(np.prod([int(n) for n in dims.split(',') if n])) for dtype, dims in SHAPE.findall(head[1])
       )
+      size *= devices if head[2] == 'reduce-scatter' else 1
       where = re.search(r'op_name="([^"]*)"', line)
       found.append(Collective(head[2], size, head[1], where[1] if where else ''))
   return found
@@ -150,10 +163,10 @@ def main():
           larger = dataclasses.replace(workload, batch=workload.batch * devices)
           program = compiled_step(larger, method, mode, mesh_of(data=devices), args.constrain)
           cost[devices] = program.cost_analysis()
-        found = collectives(program.as_text())
-        sent = sum(item.size for item in found)
+        found = collectives(program.as_text(), args.devices)
+        sent = sum(item.sent(args.devices) for item in found)
         flops = cost[args.devices]['flops']
-        share = balancing(workload, method)
+        share = balancing(workload, method, args.devices if mode == 'shard_map' else 1)
         touched = cost[args.devices]['bytes accessed']
         kinds = collections.Counter(item.kind for item in found)
         largest = {kind: max(item.size for item in found if item.kind == kind) for kind in kinds}

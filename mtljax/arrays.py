@@ -137,6 +137,10 @@ def masked_mean(values: Array, mask: Array | None) -> tuple[Array, Array]:
   return jnp.where(mask, values, 0).sum() / jnp.maximum(count, 1), count
 
 
+SPLIT_FROM = (
+  2**14
+)  # elements of an array that is split over devices; a collective of less takes longer than what it saves
+
 # The mesh axis of the step that is being traced: set by the step, read by whatever has to see the whole batch
 # (BatchNorm, losses with in-batch negatives, counts of labels). Without an axis every reduction is the identity.
 _AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar('mtljax_axis', default=None)
@@ -173,6 +177,25 @@ def place_by_compiler():
     yield
   finally:
     _PLACED.reset(token)
+
+
+SPLIT_FROM = 2**14  # elements; a collective of less takes longer than what it saves
+_SPLIT_FROM: contextvars.ContextVar[int] = contextvars.ContextVar('mtljax_split_from', default=SPLIT_FROM)
+
+
+def split_from() -> int:
+  """How many elements an array has at least that the step being traced splits over the devices of its axis."""
+  return _SPLIT_FROM.get()
+
+
+@contextlib.contextmanager
+def use_split_from(elements: int):
+  """Sets `split_from()` while a step is traced."""
+  token = _SPLIT_FROM.set(elements)
+  try:
+    yield
+  finally:
+    _SPLIT_FROM.reset(token)
 
 
 def psum(tree: PyTree) -> PyTree:

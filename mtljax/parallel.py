@@ -16,11 +16,10 @@ from mtljax.data import batching
 
 MODES = ('jit', 'pmap', 'shard_map', 'sharded')
 AXIS = 'data'
-SPLIT_FROM = 2**14  # elements; a collective of less takes longer than what it saves
 
 
 def compile_step(
-  step: Callable, mode: str = 'jit', mesh: Mesh | None = None, donate: bool = True, split_from: int = SPLIT_FROM
+  step: Callable, mode: str = 'jit', mesh: Mesh | None = None, donate: bool = True, split_from: int = arrays.SPLIT_FROM
 ) -> Callable:
   """Compiles a train step: `(state, batch, *, extras={}) -> (state, StepInfo)` in every mode.
 
@@ -31,7 +30,9 @@ def compile_step(
       'model' parameters and optimiser state are split over it.
     mesh: of devices, one axis for the data; None takes all devices, of all processes (see `grid`).
     donate: the state's buffers are reused, the state that was passed in is gone.
-    split_from: elements that an array of the state has at least, to be split over 'model'; smaller ones stay whole.
+    split_from: elements that an array has at least, to be split; smaller ones stay whole. With 'sharded' arrays of the
+      state over 'model'; with 'shard_map' and 'pmap' rows of the Jacobian, of which each device sums and keeps a part
+      where the balancer asks for a Gramian.
 
   Returns:
     The compiled step: one state without a device axis, one global batch.
@@ -126,7 +127,8 @@ class _Compiled:
       return state.replace(key=None), info
 
     def local(*args):
-      return run(*args, axis_name=axis)
+      with arrays.use_split_from(self.split_from):
+        return run(*args, axis_name=axis)
 
     def sharded(*args):  # the new state lies where the old one lay, so that the next call recompiles nothing
       with arrays.place_by_compiler():
@@ -247,7 +249,7 @@ def _put(leaf, sharding):
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def state_sharding(state: PyTree, mesh: Mesh, split_from: int = SPLIT_FROM) -> PyTree:
+def state_sharding(state: PyTree, mesh: Mesh, split_from: int = arrays.SPLIT_FROM) -> PyTree:
   """Replicated; with a mesh axis 'model' large leaves of two axes or more are split over it, along their largest."""
   size = mesh.shape['model'] if 'model' in mesh.axis_names and data_axis(mesh) != 'model' else 1
 

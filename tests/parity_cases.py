@@ -191,6 +191,9 @@ ROTATION = (
   ('shard_map', Case('cross_stitch', 'auto_lambda', 'rows', 'float64')),
   ('sharded', Case('knowledge', 'modo', 'items', 'float32')),
   ('model', Case('residual_adapters', 'auto_lambda', 'unmasked', 'float64', 'at_once')),
+  # rows that are dealt out, one of a penalty, some of no finite numbers
+  ('shard_map', Case('hard', 'mgda', 'items', 'float64', 'penalties')),
+  ('pmap', Case('hard', 'nash_mtl', 'rows', 'float64', 'drop')),
 )
 
 
@@ -272,7 +275,7 @@ def train(mode: str, case: Case):
     parts, at, options = setup(case)
     mesh = Mesh(np.array(jax.devices()).reshape(-1, 2), ('data', 'model')) if mode == 'model' else None
     step = mtl.make_train_step(*parts, at=at, **options)
-    step = mtl.compile_step(step, mode='sharded' if mesh else mode, mesh=mesh, split_from=1)
+    step = mtl.compile_step(step, mode='sharded' if mesh else mode, mesh=mesh, split_from=8)  # kernels, not biases
     state = jax.tree.map(jnp.asarray, start(case)).replace(key=jax.random.key(0))
     found = []
     for batch in batches(case):

@@ -21,6 +21,23 @@ def test_sharded_parameters_are_split_over_the_model_axis():
   assert kernel.sharding.shard_shape(kernel.shape) == (5, 3)
 
 
+def test_rows_are_dealt_out():
+  """Of the Jacobian a device sums and keeps a part, of large leaves: nothing of T whole rows is summed."""
+  net, tasks, optimizer, balancer, state = problems.setup(mtl.balancing.mgda())
+  step = mtl.make_train_step(net, tasks, optimizer, balancer)
+
+  def collectives(split_from):
+    run = mtl.compile_step(step, mode='shard_map', donate=False, split_from=split_from)
+    run(state, problems.batch())
+    args = state.replace(key=None), jax.random.key_data(state.key), problems.batch(), {}
+    return run.compiled.lower(*args).as_text()
+
+  kernels = [leaf.size for leaf in jax.tree.leaves(state.params['shared']) if leaf.ndim == 2]
+  for split_from, dealt in ((8, len(kernels)), (max(kernels) + 1, 0)):
+    text = collectives(split_from)
+    assert text.count('"stablehlo.reduce_scatter"') == text.count('"stablehlo.all_gather"') == dealt
+
+
 @pytest.mark.parametrize('mode', ['jit', *MODES])
 def test_donation_takes_nothing_of_the_user_with_it(mode):
   net, tasks, optimizer, balancer, _ = problems.setup(mtl.balancing.uncertainty())

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtljax import arrays, inputs, linalg
+from mtljax import arrays, inputs
 from mtljax.base import Array, Balancer, Batch, InputError, Model, Penalty, PyTree, Task, TaskGradients
-from mtljax.gradients import _examples, _feature_rows, _oracle, _rows, _trees
+from mtljax.gradients import _dealt, _examples, _feature_rows, _oracle, _rows, _trees
 from mtljax.gradients._forward import forward_pass, hold_state, task_weights
 from mtljax.gradients._penalties import output_penalties
 
@@ -170,27 +170,25 @@ def task_gradients(
     local = arrays.axis() is None and not arrays.placed_by_compiler()
     if balancer.level == 'gramian' and local and at_once == len(names) and not drop and jax.tree.leaves(stacked):
       found = _rows.factored(forward.lift, stacked)
-      gramian = found.gramian[: len(names), : len(names)]
+    else:
+      size, deal = len(names) + together, balancer.level == 'gramian'
+      at_once = size if at_once == len(names) else at_once
+      found = _dealt.lift_rows(forward.lift, stacked, params['shared'], size, at_once, deal=deal)
+      if drop:
+        if jax.tree.leaves(params['shared']):  # nothing may be shared
+          present &= found.finite()
+        found = found.mask(present)
+        penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
+    gramian = found.gramian[: len(names), : len(names)]
+    if balancer.level == 'gramian':
       weights, balancer_state = balance(gramian, present)
       shared = found.combine(jnp.append(weights, 1) if together else weights)
-      shared = shared if together else alone(shared)
     else:
-      jacobian = arrays.psum(_trees.lift_rows(forward.lift, stacked, params['shared'], len(names), at_once))
-      last = None
+      jacobian = found.rows()
+      shared, balancer_state = balance(jax.tree.map(lambda x: x[: len(names)], jacobian), present)
       if together:
-        jacobian, last = (jax.tree.map(lambda x, s=s: x[s], jacobian) for s in (slice(None, -1), -1))
-      if drop:
-        if jax.tree.leaves(jacobian):  # nothing may be shared
-          present &= jax.vmap(arrays.all_finite)(jacobian)
-        jacobian = linalg.mask_rows(present, jacobian)
-        penalty, penalty_grads, penalty_row = output_penalties(penalties, names, present, step, params, forward, batch)
-      gramian = _trees.gramian(jacobian, len(names))
-      if balancer.level == 'gramian':
-        weights, balancer_state = balance(gramian, present)
-        shared = linalg.combine(weights, jacobian)
-      else:
-        shared, balancer_state = balance(jacobian, present)
-      shared = alone(shared) if last is None else _trees.tree_sum([shared, last])
+        shared = _trees.tree_sum([shared, jax.tree.map(lambda x: x[-1], jacobian)])
+    shared = shared if together else alone(shared)
 
   heads = arrays.psum(heads)
   if drop:
