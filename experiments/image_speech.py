@@ -50,9 +50,9 @@ class Config:
 
   Attributes:
     architecture: what is shared, and how: a name of `mtljax list` or a call such as 'mmoe(num_experts=3)'.
-    schedule: 'all', a batch of every task in every step; or one task a step: 'round_robin', in turn, or 'sampled',
-      drawn by the size of its data.
-    temperature: of 'sampled': 1 draws in proportion to the number of examples, more evens the tasks out.
+    schedule: 'all', a batch of every task in every step; or one task a step: 'round_robin', in turn, 'sampled',
+      drawn by the size of its data, or 'by_loss', drawn by its loss.
+    temperature: of 'sampled' and 'by_loss': 1 draws in proportion, more evens the tasks out.
     features: channels of the trunk's convolutions.
     hidden: width of the dense layer of every head.
     dropout: rate, after that.
@@ -65,7 +65,7 @@ class Config:
   """
 
   architecture: str = 'hard'
-  schedule: Literal['all', 'round_robin', 'sampled'] = 'all'
+  schedule: Literal['all', 'round_robin', 'sampled', 'by_loss'] = 'all'
   temperature: float = 2.0
   features: tuple[int, ...] = (8, 32)
   hidden: int = 128
@@ -97,12 +97,13 @@ def load(data_dir: str, train_images: int) -> dict:
   return splits
 
 
-def schedule(config: Config) -> schedules.Schedule | None:
+def schedule(config: Config) -> schedules.Schedule | schedules.ByLoss | None:
   """Which tasks a step has."""
   made = {
     'all': lambda: None,
     'round_robin': schedules.round_robin,
     'sampled': lambda: schedules.sampled(config.temperature),
+    'by_loss': lambda: schedules.by_loss(config.temperature),
   }
   if config.schedule not in made:
     raise mtl.InputError(f'schedule: found {config.schedule!r}, expected one of {sorted(made)}.')

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtljax import arrays, balancing, evaluate, inputs, loop, train_step
 from mtljax.base import InputError
+from mtljax.data.schedules import ByLoss
 from mtljax.experiment import Experiment
 
 LARGE = 2**17  # bytes of a task's inputs in a batch
@@ -68,6 +69,11 @@ class Lanes:
     self.names = arrays.task_names(experiment.tasks)
     model, tasks, train = experiment.model, experiment.tasks, experiment.train
     method = balancing.parse(balancer, steps_per_epoch=train.steps_per_epoch)
+    if isinstance(getattr(train, 'schedule', None), ByLoss):
+      raise InputError(
+        'schedule: found by_loss, which hears of the losses of one run, expected another one: the runs of a comparison '
+        'are one program with one order of tasks. `mtljax train` runs it once per seed.'
+      )
     batch = train.example()
 
     def init(rate, key):

@@ -64,6 +64,7 @@ def fit(
   log: Callable[[int, StepInfo], None] | None = None,
   evaluate: Callable[[int, PyTree, StepInfo], bool] | None = None,
   save: Callable[[int, PyTree], None] | None = None,
+  hear: Callable[[int, StepInfo], None] | None = None,
   on_nonfinite: str = 'error',
   several: Callable[[PyTree, int], tuple[PyTree, StepInfo]] | None = None,
   steps_per_call: int = 1,
@@ -87,6 +88,8 @@ def fit(
       since the call before (since `start` at first).
     evaluate: `(step, state, StepInfo of numpy arrays) -> whether to save this state`.
     save: `(step, state)`.
+    hear: `(step, StepInfo of numpy arrays)` of every step, in order, by the time that the host looks at it: that of a
+      line, an evaluation or a checkpoint before the step after it.
     on_nonfinite: what becomes of a step that is not finite: 'skip' counts it (the step itself left the state as it
       was), 'error' raises, and so does 'drop', whose steps have dropped what they could.
     several: as `step`, for the `steps_per_call` steps from an index that is a multiple of them; leaves of the StepInfo
@@ -141,6 +144,8 @@ def fit(
         seen = _with_earlier(past, seen)
         if on_nonfinite != 'skip' and not np.all(past.finite):
           raise NonFiniteError(_what(past, names, step_done - len(infos) + offset + 1))
+        if hear is not None:
+          hear(step_done - len(infos) + offset + 1, past)
       bar.set_postfix_str(_losses(seen, names), refresh=False)
       bar.update(len(infos))
       if logs and log is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtljax import arrays, balancing, evaluate, hosts, parallel, train_step
 from mtljax.base import Batch, InputError, StepInfo, TrainState
+from mtljax.data.schedules import ByLoss
 from mtljax.experiment import Experiment, Options
 
 
@@ -53,6 +54,13 @@ class Run:
     self.abstract = self._init.eval_shape(jax.random.key(options.seed))
 
     self._batches = train
+    if self._hears and options.steps_per_call > 1:
+      raise InputError(
+        f'steps_per_call: found {options.steps_per_call} with the schedule by_loss, expected 1: the steps of a call '
+        'are alike, and these have a task each.'
+      )
+    if self._hears and hosts.several():
+      raise InputError(f'schedule: found by_loss with {jax.process_count()} processes, expected another one, or one.')
     if options.mode == 'jit' and hosts.several():
       raise InputError(
         f"mode: found 'jit' with {jax.process_count()} processes, expected 'shard_map' or 'sharded': 'jit' runs on one "
@@ -65,7 +73,7 @@ class Run:
 
       call = jax.jit(gathered, donate_argnums=0)
       call.eval_shape(self.abstract, train.draw(options.seed, 0), train.examples)
-      self._step = lambda state, index: call(state, train.draw(options.seed, index), train.examples)
+      self._step = lambda state, index: call(state, self._batches.draw(options.seed, index), train.examples)
       if options.steps_per_call > 1:
         self._several = self._scan(gathered, options.steps_per_call)
     else:
@@ -95,6 +103,29 @@ class Run:
   def step(self, state: TrainState, index: int) -> tuple[TrainState, StepInfo]:
     """Step number `index`, from 0; the state is donated."""
     return self._step(state, index)
+
+  @property
+  def _hears(self) -> bool:
+    return isinstance(getattr(self._batches, 'schedule', None), ByLoss)
+
+  def hear(self, step: int, info: StepInfo) -> None:
+    """What the data learn of a step, counted as done; steps in order, up to a line of the log before the next one."""
+    if self._hears:
+      here = {name: float(loss) for name, loss, has in zip(self.names, info.losses, info.present) if has}
+      self._batches = self._batches.hear(step, here, renew=step % self.options.log_every == 0)
+
+  def data_state(self) -> dict | None:
+    """What a checkpoint keeps of the data, which are otherwise a function of the seed and the step."""
+    return self._batches.schedule.state() if self._hears else None
+
+  def restore_data(self, state: dict | None) -> None:
+    """Goes on from what a checkpoint kept.
+
+    Raises:
+      InputError: another thing than `data_state` returns.
+    """
+    if self._hears:
+      self._batches = self._batches.follow(self._batches.schedule.restore(state))
 
   @property
   def several(self):
@@ -135,10 +166,10 @@ class Run:
 
   def gramian(self, state: TrainState, index: int) -> jax.Array:
     """G f[T, T] on the batch of step `index`, for methods whose own step does not need one."""
-    train, seed = self.experiment.train, self.options.seed
+    seed = self.options.seed
     if hosts.several():
       return self._global_gramian(state, self._batches(seed, index))
-    return self._gramian(state, train.draw(seed, index), train.examples)
+    return self._gramian(state, self._batches.draw(seed, index), self._batches.examples)
 
   @functools.cached_property
   def _gramian(self):

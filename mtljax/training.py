@@ -94,6 +94,10 @@ def _train(run, run_dir, resume, meta, stop, progress, say):
       raise InputError(f'checkpoint {folder / str(start)}: its manifest says {seconds!r} seconds, expected a number.')
     if start > options.steps:
       raise InputError(f'steps: found {options.steps}, expected at least {start}, where the run in {run_dir} is.')
+    try:
+      run.restore_data(manifest.get('data'))
+    except InputError as error:
+      raise InputError(f'checkpoint {folder / str(start)}: {error}') from error
     hosts.on_first(lambda: checkpoint.discard_after(folder, start))
   say(f'{experiment.name}, {options.balancer}, seed {options.seed}: steps {start} to {options.steps} in {run_dir}')
   with contextlib.ExitStack() as files:
@@ -114,6 +118,7 @@ def _train(run, run_dir, resume, meta, stop, progress, say):
       log=recorder.log,
       evaluate=recorder.evaluate,
       save=recorder.save,
+      hear=run.hear,
       on_nonfinite=options.on_nonfinite,
       several=run.several,
       steps_per_call=options.steps_per_call,
@@ -241,7 +246,7 @@ class _Recorder:
 
   def save(self, step, state):
     self.guard('checkpoint', self.checkpoints.wait)
-    meta = {**self.meta, 'seconds': self.seconds()}
+    meta = {**self.meta, 'seconds': self.seconds(), 'data': self.run.data_state()}
     self.guard('checkpoint', self.checkpoints.save, step, state, meta, self.scores.get(step))
 
   def draw(self):

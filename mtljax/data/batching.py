@@ -1,5 +1,6 @@
 """Batches as a function of (seed, step), gathered on the device: nothing to save, nothing to restore."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from mtljax.arrays import check_names, expand_to, path_label
 from mtljax.base import Batch, InputError, PyTree
 from mtljax.data.buckets import Buckets
 from mtljax.data.order import Order, check_batch_size
-from mtljax.data.schedules import Schedule
+from mtljax.data.schedules import ByLoss, Schedule
 
 KEYS = ('inputs', 'labels', 'mask')  # of examples, as of a batch
 
@@ -69,7 +70,7 @@ class Batches:
   batch_size: int
   shuffle: bool = True
   transform: Callable[[jax.Array, Batch], Batch] | None = None
-  schedule: Schedule | None = None
+  schedule: Schedule | ByLoss | None = None
   buckets: Buckets | Mapping[str, Buckets] | None = None
   shard: tuple[int, int] = (0, 1)
 
@@ -134,6 +135,22 @@ class Batches:
     if isinstance(buckets, Mapping):
       buckets = {name: part for name, part in buckets.items() if name in kept}
     return dataclasses.replace(self, examples=kept, buckets=buckets)
+
+  def hear(self, step: int, losses: Mapping[str, float], renew: bool) -> 'Batches':
+    """With what a schedule by loss learns of the step (counted as done), whose tasks had these losses.
+
+    Args:
+      renew: whether the shares are those of the losses heard, from here on.
+    """
+    schedule = self.schedule.hear(losses)
+    return self.follow(schedule.renew(self._order.counts, step) if renew else schedule)
+
+  def follow(self, schedule: Schedule | ByLoss) -> 'Batches':
+    """The same batches in the order of another schedule; what is compiled stays."""
+    following = copy.copy(self)
+    object.__setattr__(following, 'schedule', schedule)
+    object.__setattr__(following, '_order', dataclasses.replace(self._order, schedule=schedule))
+    return following
 
   def __call__(self, seed: int, step: int) -> Batch:
     """The batch of a step."""

@@ -10,7 +10,7 @@ import numpy as np
 from mtljax.arrays import check_names
 from mtljax.base import InputError, PyTree
 from mtljax.data.buckets import Buckets
-from mtljax.data.schedules import Schedule
+from mtljax.data.schedules import ByLoss, Schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Order:
   counts: Mapping[str, int]
   batch_size: int
   shuffle: bool = True
-  schedule: Schedule | None = None
+  schedule: Schedule | ByLoss | None = None
   buckets: Mapping[str, Buckets] = dataclasses.field(default_factory=dict)
   shard: tuple[int, int] = (0, 1)
 

@@ -13,7 +13,7 @@ from mtljax.arrays import check_names, expand_to
 from mtljax.base import Batch, InputError, PyTree
 from mtljax.data.batching import Draw, is_single_input, select_tasks, stamp, transformed
 from mtljax.data.order import Order, check_batch_size, of_task
-from mtljax.data.schedules import Schedule
+from mtljax.data.schedules import ByLoss, Schedule
 from mtljax.data.sources import stack
 
 EVER = 2**62  # steps of an endless reader
@@ -71,6 +71,11 @@ class Stream:
   shard: tuple[int, int] = (0, 1)
 
   def __post_init__(self):
+    if isinstance(self.schedule, ByLoss):
+      raise InputError(
+        'schedule: found by_loss, expected one that knows the tasks of the next steps, which are read ahead; by_loss '
+        'goes with data.Batches.'
+      )
     object.__setattr__(self, '_read', _Blocks(self.source, self.decode))
     order = Order(self._read.counts, self.batch_size, self.shuffle, self.schedule, shard=self.shard)
     object.__setattr__(self, '_order', order)

@@ -77,6 +77,27 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
   assert checkpoint.steps(tmp_path / 'whole' / 'checkpoints')
 
 
+def test_by_loss_goes_on_as_it_would_have(tmp_path):
+  """Stopped in the middle of a block of shares, whose losses the checkpoint keeps."""
+  options = dataclasses.replace(OPTIONS, log_every=4)
+  make = lambda: experiment(schedules.by_loss(uniform=0.0))
+  whole = training.train(make(), options, tmp_path / 'whole', progress=False)
+  training.train(make(), dataclasses.replace(options, steps=14), tmp_path / 'parts', progress=False)
+  resumed = training.train(make(), options, tmp_path / 'parts', resume=True, progress=False)
+  assert resumed['params_sha256'] == whole['params_sha256']
+  folder = tmp_path / 'whole' / 'checkpoints'
+  data = checkpoint.read_manifest(folder / str(checkpoint.steps(folder)[0]))['data']
+  assert data['start'] == 28 and sum(data['before'].values()) == 28 and set(data['heard']) == {'long', 'short'}
+
+
+def test_by_loss_where_it_cannot_be(tmp_path):
+  make = lambda: experiment(schedules.by_loss())
+  with pytest.raises(mtl.InputError, match='^steps_per_call: found 5 with the schedule by_loss, expected 1'):
+    Run(make(), dataclasses.replace(OPTIONS, steps_per_call=5))
+  with pytest.raises(mtl.InputError, match='^single-task: schedule: found by_loss, which hears of the losses of one run'):
+    compare(make(), Plan(balancers=('equal',), seeds=(0,), steps=3, learning_rates=(1e-2,)), progress=False)
+
+
 def test_a_task_moves_when_it_has_its_turn():
   run = Run(experiment(schedules.round_robin()), OPTIONS)
   state = run.init()

@@ -1,5 +1,6 @@
 """Which task a step has: a function of the step, in the shares that the schedule promises."""
 
+import json
 import math
 
 import numpy as np
@@ -67,6 +68,35 @@ def test_batches_have_the_task_of_the_step_and_every_example_of_it_in_its_epoch(
   assert all(set(alone.indices(0, step)) == {'b'} for step in range(5))
 
 
+def test_hard_tasks_are_drawn_more_often():
+  schedule = schedules.by_loss(uniform=0.2, seed=5)
+  assert schedule.shares(('a', 'b')).tolist() == [0.5, 0.5]
+  for _ in range(50):
+    schedule = schedule.hear({'a': 3.0, 'b': 1.0})
+  assert schedule.shares(('a', 'b')).tolist() == [0.5, 0.5]  # until it is renewed
+  late = schedule.renew(COUNTS, 100)
+  np.testing.assert_allclose(late.shares(('a', 'b')), [0.8 * 0.75 + 0.1, 0.8 * 0.25 + 0.1])
+  names = [late.turn(COUNTS, step)[0] for step in range(100, 4100)]
+  assert abs(names.count('a') / 4000 - 0.7) < 0.03
+  np.testing.assert_allclose(late.shares(('a', 'b', 'new'))[[0, 2]], 0.8 * 3 / 7 + 0.2 / 3)  # as the hardest one
+  weighted = schedules.by_loss(2.0, weights={'a': 3.0, 'b': 1.0}, uniform=0.0).hear({'a': 3.0, 'b': 1.0})
+  np.testing.assert_allclose(weighted.renew(COUNTS, 1).shares(('a', 'b')), [0.75, 0.25])
+
+
+def test_turns_are_counted_over_what_was_heard():
+  schedule, seen = schedules.by_loss(seed=2), {'a': 0, 'b': 0}
+  for step in range(60):
+    name, turns = schedule.turn(COUNTS, step)
+    assert turns == seen[name]
+    seen[name] += 1
+    schedule = schedule.hear({name: float(len(name) + step % 3)} if step % 7 else {name: float('nan')})
+    if (step + 1) % 20 == 0:
+      schedule = schedule.renew(COUNTS, step + 1)
+    if step == 33:
+      schedule = schedules.by_loss(seed=2).restore(json.loads(json.dumps(schedule.state())))
+  assert min(seen.values()) > 10 and np.isfinite([x for _, x in schedule.heard]).all()
+
+
 @pytest.mark.parametrize(
   'call, message',
   [
@@ -74,6 +104,15 @@ def test_batches_have_the_task_of_the_step_and_every_example_of_it_in_its_epoch(
     (lambda: schedules.sampled(seed=-1), 'seed is -1'),
     (lambda: schedules.sampled(weights={'a': 0.0}), 'expected positive numbers'),
     (lambda: schedules.sampled(weights={'a': 1.0}).turn(COUNTS, 0), r"unknown \['b'\]"),
+    (lambda: schedules.by_loss(0.5), 'by_loss: temperature is 0.5'),
+    (lambda: schedules.by_loss(uniform=1.5), 'by_loss: uniform is 1.5, expected a number from 0 to 1'),
+    (lambda: schedules.by_loss(weights={'a': 1.0}).turn(COUNTS, 0), r"by_loss: .* unknown \['b'\]"),
+    (lambda: schedules.by_loss().restore({'start': 3}), "expected 'start' and"),
+    (lambda: schedules.by_loss().restore(None), 'found the state None'),
+    (
+      lambda: schedules.by_loss().restore({'start': 3, 'losses': {}, 'before': {'a': 1.5}, 'heard': {}}),
+      'numbers by task',
+    ),
     (
       lambda: Batches({'inputs': np.arange(4), 'labels': {'a': np.arange(4)}}, 2, schedule=schedules.round_robin()),
       'schedule: found one for a single input',

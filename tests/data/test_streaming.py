@@ -211,6 +211,7 @@ def failing(record):
     (lambda: Stream({'a': Records(EXAMPLES), 'b': []}, 1), "source of task 'b': found no record"),
     (lambda: Stream(Records(EXAMPLES), 24), 'batch_size: found 24, expected at most 23'),
     (lambda: Stream(Records(EXAMPLES), 4, schedule=schedules.round_robin()), 'schedule: found one for a single input'),
+    (lambda: Stream(Records(EXAMPLES), 4, schedule=schedules.by_loss()), 'schedule: found by_loss, expected one that'),
     (lambda: Stream(Records(EXAMPLES), 4, shard=(0, 3)), 'shard: found .0, 3. and batch_size 4'),
     (lambda: Stream(Records(EXAMPLES), 4, {'a': failing}), 'decode: found a function per task'),
     (lambda: Stream({'a': Records(EXAMPLES)}, 4, {'b': failing}), "unknown .'b'."),
