@@ -102,14 +102,24 @@ def _mean(values) -> dict[str, float]:
   return {'mean': mean, 'interval': interval}
 
 
-def with_interval(value: Mapping[str, float | None], spec: str = '.4f') -> str:
+def with_interval(value: Mapping[str, float | None], spec: str | None = None) -> str:
   """'mean ± half width', or the mean alone for a single seed."""
   mean, interval = value['mean'], value['interval']
+  spec = spec or _spec(mean)
   if mean is None or interval is None or math.isnan(interval):
     return number(mean, spec)
   return f'{mean:{spec}} ± {interval:{spec.lstrip("+")}}'
 
 
-def number(value: float | None, spec: str = '.4f') -> str:
-  """A number, or a dash where there is none."""
-  return '–' if value is None or math.isnan(value) else f'{value:{spec}}'
+def number(value: float | None, spec: str | None = None) -> str:
+  """A number, or a dash where there is none.
+
+  >>> number(0.25), number(3.2e-5), number(2567978.0)
+  ('0.2500', '3.200e-05', '2.568e+06')
+  """
+  return '–' if value is None or math.isnan(value) else f'{value:{spec or _spec(value)}}'
+
+
+def _spec(value: float | None) -> str:
+  """Four places, or four digits of what they would not show: metrics in units of their own."""
+  return '.3e' if value and not 1e-3 <= abs(value) < 1e5 else '.4f'

@@ -86,7 +86,7 @@ def npz(
   Args:
     path: the file; nothing is unpickled.
     features: name of the array [total] (audio; integers are divided by their largest, so int16 by 2**15) or
-      [total, F].
+      [total, F]; or, filled up to one length, [N, L] or [N, L, F].
     offsets: name of where each begins, int[N + 1] from 0 to the total, or of their lengths, int[N].
     ragged: {name: name of its offsets or lengths} of other arrays that are laid end to end: transcripts as symbols,
       which become a column of integer arrays.
@@ -243,7 +243,7 @@ def _symbols(said, tokenizer) -> tuple[list[int], str | None]:
 
 
 def _pieces(path, name: str, array: np.ndarray, key: str, bounds: np.ndarray) -> list[np.ndarray]:
-  """The rows of an array that they are laid end to end in."""
+  """The rows of an array that they are laid end to end in, or side by side."""
   total = len(array) if array.ndim else 0
   if bounds.ndim != 1 or not len(bounds) or not np.issubdtype(bounds.dtype, np.integer):
     found = f'{bounds.dtype}{list(bounds.shape)}'
@@ -253,6 +253,13 @@ def _pieces(path, name: str, array: np.ndarray, key: str, bounds: np.ndarray) ->
     return np.split(array, bounds[1:-1])
   if (bounds >= 0).all() and bounds.sum() == total:
     return np.split(array, np.cumsum(bounds)[:-1])
+  if len(bounds) == total and array.ndim > 1:  # filled up to one length
+    wrong = np.flatnonzero((bounds < 0) | (bounds > array.shape[1]))
+    if len(wrong):
+      raise InputError(
+        f'{path}, {key!r}: row {wrong[0]} of {name!r} has length {bounds[wrong[0]]}, expected 0 to {array.shape[1]}.'
+      )
+    return [row[:length] for row, length in zip(array, bounds)]
   if bounds[0] == 0 and len(bounds) > 1:  # offsets
     wrong = np.flatnonzero((np.diff(bounds) < 0) | (bounds[1:] > total))
     row, found = (wrong[0], bounds[wrong[0] + 1]) if len(wrong) else (len(bounds) - 2, bounds[-1])

@@ -157,6 +157,11 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     raise
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     what = 'the file' if name is None else f'array {name!r}'
+    if 'allow_pickle' in str(error):
+      raise InputError(
+        f'{path}: {what} holds Python objects, which are not loaded, expected numbers or text: rows of several lengths '
+        'go end to end into one array, beside their lengths.'
+      ) from error
     raise InputError(f'{path}: {what} cannot be read, expected numeric arrays of an npz file: {error}') from error
 
 

@@ -33,6 +33,12 @@ def test_features_with_lengths_and_ragged_symbols(tmp_path):
   assert not examples['inputs']['x'][1, 1:].any()
 
 
+def test_features_filled_up_to_one_length(tmp_path):
+  path = write(tmp_path, audio=np.arange(18.0).reshape(3, 3, 2), offset=np.array([3, 1, 2]))
+  rows = clips.npz(path).rows
+  assert [row.shape for row in rows] == [(3, 2), (1, 2), (2, 2)] and rows[1].tolist() == [[6, 7]]
+
+
 BAD = {
   'no array': (dict(), dict(features='feats'), "'feats' is no array there"),
   'no lengths': (dict(), dict(offsets='length'), "'length' is no array there"),
@@ -42,6 +48,11 @@ BAD = {
   'end': (dict(offset=[0, 3, 4, 7]), {}, "'offset': row 2 of 'audio' ends at 7"),
   'kind': (dict(offset=[0.0, 3, 4, 6]), {}, "'offset': found float64"),
   'rates': (dict(sample_rate=[8000, 8000, 16000]), {}, r"'sample_rate': found \[8000, 16000\], expected one"),
+  'filled': (
+    dict(audio=np.ones((3, 2)), offset=[2, 3, 1]),
+    {},
+    "'offset': row 1 of 'audio' has length 3, expected 0 to 2",
+  ),
   'audio': (dict(audio=list('abcdef')), {}, "'audio': found <U1"),
   'ragged': (
     dict(y=np.arange(3), m=[1, 2]),
@@ -70,7 +81,7 @@ def test_bad_rows_are_named_or_left_out(tmp_path):
 
 def test_files_that_hold_objects(tmp_path):
   path = write(tmp_path, text=np.array([['a'], 'b', 'c'], object))
-  with pytest.raises(InputError, match="array 'text' cannot be read"):
+  with pytest.raises(InputError, match="array 'text' holds Python objects, .* end to end into one array"):
     clips.npz(path)
 
 

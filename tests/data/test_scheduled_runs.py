@@ -94,7 +94,7 @@ def test_by_loss_where_it_cannot_be(tmp_path):
   make = lambda: experiment(schedules.by_loss())
   with pytest.raises(mtl.InputError, match='^steps_per_call: found 5 with the schedule by_loss, expected 1'):
     Run(make(), dataclasses.replace(OPTIONS, steps_per_call=5))
-  with pytest.raises(mtl.InputError, match='^single-task: schedule: found by_loss, which hears of the losses of one run'):
+  with pytest.raises(mtl.InputError, match='^single-task: schedule: found by_loss, which hears of the losses'):
     compare(make(), Plan(balancers=('equal',), seeds=(0,), steps=3, learning_rates=(1e-2,)), progress=False)
 
 
