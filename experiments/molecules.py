@@ -38,6 +38,9 @@ class Config:
   Attributes:
     architecture: what is shared, and how: a name of `mtljax list` or a call such as 'mmoe(num_experts=3)'.
     split: 'scaffold' tests on molecules of other scaffolds than those of training, 'random' on any.
+    schedule: 'all' gives every step molecules with the labels of all assays that they have, 'sampled' molecules of one
+      assay, drawn by the number of its labels.
+    temperature: of 'sampled': 1 draws in proportion, more evens the assays out.
     imbalance: 'weights' lets the positive and the negative labels of a task weigh the same, 'none' does not.
     hidden: widths of the trunk.
     dropout: rate, after every layer of the trunk.
@@ -50,6 +53,8 @@ class Config:
 
   architecture: str = 'hard'
   split: Literal['scaffold', 'random'] = 'scaffold'
+  schedule: Literal['all', 'sampled'] = 'all'
+  temperature: float = 2.0
   imbalance: Literal['none', 'weights'] = 'weights'
   hidden: tuple[int, ...] = (1024,)
   dropout: float = 0.5
@@ -64,6 +69,12 @@ def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
   splits = mtl.data.molecules.tox21(config.data_dir, config.split)
   weights = mtl.data.tables.positive_weights(splits['train'])
+  schedule = None
+  if config.schedule == 'sampled':
+    splits = {split: mtl.data.tables.apart(examples) for split, examples in splits.items()}
+    schedule = mtl.data.schedules.sampled(config.temperature)
+  elif config.schedule != 'all':
+    raise mtl.InputError(f"schedule: found {config.schedule!r}, expected 'all' or 'sampled'.")
   if config.imbalance not in ('none', 'weights'):
     raise mtl.InputError(f"imbalance: found {config.imbalance!r}, expected 'none' or 'weights'.")
   loss = mtl.losses.sigmoid_cross_entropy
@@ -77,15 +88,14 @@ def build(config: Config) -> mtl.Experiment:
   heads = {task.name: mtl.heads.regress() for task in tasks}
 
   def optimizer(learning_rate, names):
-    schedule = optax.cosine_decay_schedule(learning_rate, config.steps)
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    adamw = optax.adamw(optax.cosine_decay_schedule(learning_rate, config.steps), weight_decay=config.weight_decay)
     return mtl.task_optimizer(shared=adamw, tasks={name: adamw for name in names})
 
   return mtl.Experiment(
     name='molecules',
     model=mtl.sharing.parse(config.architecture)(trunk, heads),
     tasks=tasks,
-    train=mtl.data.Batches(splits['train'], config.batch_size),
+    train=mtl.data.Batches(splits['train'], config.batch_size, schedule=schedule),
     val=mtl.data.eval_batches(splits['val'], 800),
     test=mtl.data.eval_batches(splits['test'], 800),
     optimizer=optimizer,

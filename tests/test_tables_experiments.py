@@ -99,6 +99,18 @@ def test_molecules_mask_what_is_missing(folder):
   assert 0 < np.mean([np.mean(mask) for mask in batch['mask'].values()]) < 1
 
 
+def test_molecules_of_one_assay_a_step(folder):
+  options = dict(data_dir=str(folder), split='random', **SMALL[molecules] | {'batch_size': 4})
+  whole = molecules.build(molecules.Config(**options)).train.examples
+  train = molecules.build(molecules.Config(schedule='sampled', temperature=1.0, **options)).train
+  for task, part in train.examples.items():
+    np.testing.assert_array_equal(part['labels'], whole['labels'][task][whole['mask'][task]])
+  seen = [list(train(0, step)) for step in range(30)]
+  assert {len(tasks) for tasks in seen} == {1} and {task for (task,) in seen} == set(whole['labels'])
+  with pytest.raises(mtl.InputError, match="schedule: found 'one', expected 'all' or 'sampled'"):
+    molecules.build(molecules.Config(schedule='one', **options))
+
+
 def test_digits_have_a_task_for_each_pair():
   splits = svm.load(svm.Config(train_size=120))
   masks = np.stack(list(splits['train']['mask'].values()))
