@@ -40,6 +40,8 @@ class Config:
     steps: how many batches are learned from.
     batch_size: pairs of digits per step.
     width: channels of the convolution.
+    blocks: residual blocks between the convolution and the dense layer. They keep the shape of what they read, so
+      `adashare` can skip them.
     hidden: units of the dense layer that the heads share.
     label_smoothing: share of the probability that a label spreads over all digits; the training pairs show only 1097
       sources, which the net learns by heart.
@@ -51,6 +53,7 @@ class Config:
   steps: int = 2000
   batch_size: int = 32
   width: int = 48
+  blocks: int = 0
   hidden: int = 128
   label_smoothing: float = 0.1
   data_dir: str = '~/.cache/mtljax'
@@ -62,6 +65,10 @@ def build(config: Config) -> mtl.Experiment:
   loss = functools.partial(mtl.losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
   tasks = tuple(mtl.Task(name, loss, metrics={'accuracy': mtl.metrics.accuracy()}) for name in ('left', 'right'))
   trunk = mtl.trunks.LeNet(features=(config.width,), hidden=config.hidden, kernel_size=3)
+  if config.blocks:
+    resnet = mtl.trunks.ResNet(depths=(config.blocks,), width=config.width, groups=4).blocks
+    blocks = {name: part for name, part in resnet.items() if name not in ('stem', 'pool')}
+    trunk = mtl.sharing.chained({'conv': trunk.stages['conv_0'], **blocks, 'dense': trunk.stages['dense']})
 
   def optimizer(learning_rate, names):
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, config.steps))

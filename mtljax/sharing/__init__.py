@@ -22,6 +22,7 @@ from mtljax.sharing.ple import ple
 from mtljax.sharing.residual_adapters import residual_adapters
 from mtljax.sharing.sluice import sluice
 from mtljax.sharing.soft import soft
+from mtljax.sharing.stages import chained
 from mtljax.sharing.tree import tree
 
 # Name -> factory, for `mtljax list`.
@@ -54,6 +55,7 @@ __all__ = [
   'adashare',
   'branches',
   'cgc',
+  'chained',
   'class_prototypes',
   'class_statistics',
   'connection_wise',

@@ -129,16 +129,39 @@ def composed(walk: Callable) -> Module:
   return Module(init, apply)
 
 
-def chained(trunk: Any, cuts: Sequence[str | int] | None = None) -> Module:
-  """The stages one after another as one module with the parameters {stage: ...}, a trunk for `hard` and `soft`."""
-  stages = as_stages(trunk, cuts, 'trunk')
+class Chained(Module):
+  """A module that runs stages one after another, and has them as its attribute `stages`."""
+
+  stages: Mapping[str, Module]
+
+
+def chained(trunk: Any) -> Module:
+  """Stages as one trunk for every architecture: `hard` runs it whole, others cut it between its stages.
+
+  Args:
+    trunk: a trunk with stages, a list or a dictionary of modules, see `as_stages`; `ResNet.blocks`, of which every
+      residual block is a stage.
+
+  Returns:
+    A `Module` with the parameters {stage: ...} and the attribute `stages`.
+
+  Raises:
+    InputError: as `as_stages`.
+
+  >>> from mtljax import trunks
+  >>> list(chained(trunks.ResNet(depths=(2,), width=8).blocks).stages)
+  ['stem', 'stage1_block0', 'stage1_block1', 'pool']
+  """
+  modules = as_stages(trunk, name='trunk').modules
 
   def walk(call, x):
-    for stage, module in stages.modules.items():
+    for stage, module in modules.items():
       x = call((stage,), module, x)
     return x
 
-  return composed(walk)
+  chain = Chained(*composed(walk))
+  chain.stages = modules
+  return chain
 
 
 def streams(

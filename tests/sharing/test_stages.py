@@ -52,6 +52,17 @@ def test_stages_have_the_names_of_the_trunk_and_cuts_its_order():
   assert as_stages((nn.Dense(2), nn.Dense(2))).cuts == ('0', '1')
 
 
+def test_a_chained_trunk_is_one_for_every_architecture():
+  """`hard` runs it whole; its stages can be cut, so an architecture of blocks and `hard` are over the same trunk."""
+  trunk = sharing.chained({'in': pair(4), 'block': pair(4), 'out': pair(3)})
+  assert list(trunk.stages) == ['in', 'block', 'out'] and list(chained(trunk).stages) == ['in', 'block', 'out']
+  x = {task: jnp.ones((2, 5)) for task in HEADS}
+  whole, _ = sharing.hard(trunk, HEADS).init(KEY, x)
+  skipping, _ = sharing.adashare(trunk, HEADS).init(KEY, x)
+  assert jax.tree.map(jnp.shape, whole['shared']) == jax.tree.map(jnp.shape, skipping['shared'])
+  assert all(list(part['policy']) == ['block'] for part in skipping['tasks'].values())
+
+
 @pytest.mark.parametrize(
   'trunk, x',
   [(trunks.MLP((6, 4), batch_norm=True), X), (trunks.LeNet((3, 2), hidden=4, kernel_size=3), jnp.ones((2, 9, 8)))],
