@@ -212,7 +212,9 @@ def _legend(graph, color):
   handles = [Patch(facecolor=SHARED, edgecolor=DARK, label='shared')] if (False, None) in parts else []
   rims = [color[task] for task in color if (False, task) in parts]
   handles += [Patch(facecolor=SHARED, edgecolor=rim, label='shared, in one task') for rim in rims[:1]]
-  return handles + [Patch(facecolor=_light(rim), edgecolor=rim, label=task) for task, rim in color.items()]
+  handles += [Patch(facecolor=_light(rim), edgecolor=rim, label=task) for task, rim in color.items()]
+  both = any(node.shared and node.own for node in graph.nodes.values())
+  return handles + [Patch(facecolor='none', label='a + b: shared + own')] * both
 
 
 def _light(color) -> tuple[float, float, float]:

@@ -120,6 +120,13 @@ def test_boxes_say_what_is_in_them():
   assert legend == ['shared', 'left', 'right']
 
 
+def test_a_box_of_both_is_explained():
+  graph = parts_graph(*model_of("layer_wise(shared='Conv_')"))
+  figure = draw.diagram(graph)
+  assert any(' + ' in text.get_text() for text in figure.axes[0].texts)
+  assert figure.legends[0].get_texts()[-1].get_text() == 'a + b: shared + own'
+
+
 def test_colours():
   """Shared grey, own in the task's colour, shared in one task grey with that task's rim."""
   from matplotlib.colors import to_hex
