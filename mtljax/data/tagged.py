@@ -188,7 +188,8 @@ def _objects(path, words, tasks, reading) -> Iterator[tuple[int, list | str, dic
   for number, row in read_objects(path, reading):
     sentence = row.get(words)
     if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
-      yield number, f'found {str(sentence)[:40]!r} as {words!r}, expected a list of words', {}
+      found = f'{str(sentence)[:40]!r} as {words!r}' if words in row else f'no {words!r} but {sorted(row)}'
+      yield number, f'found {found}, expected a list of words', {}
       continue
     by_task, wrong = {}, ''
     for task, key in tasks.items():

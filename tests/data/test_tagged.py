@@ -103,7 +103,7 @@ BAD_SENTENCES = {
   'empty': ({'form': [], 'ner': []}, {}, 'found no word, expected a sentence'),
   'blank': ({'form': ['a', ' '], 'ner': ['O', 'O']}, {}, 'word 2 is empty, expected a word'),
   'string': ({'form': 'a b', 'ner': ['O', 'O']}, {}, "found 'a b' as 'form', expected a list of words"),
-  'missing': ({'ner': ['O']}, {}, "found 'None' as 'form', expected a list of words"),
+  'missing': ({'ner': ['O']}, {}, r"found no 'form' but \['ner'\], expected a list of words"),
 }
 
 
