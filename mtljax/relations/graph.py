@@ -42,10 +42,17 @@ class TaskGraph:
     nodes = tuple(self.nodes) if isinstance(self.nodes, Iterable) and not isinstance(self.nodes, str) else ()
     if not nodes or len(set(nodes)) < len(nodes) or not all(isinstance(node, str) and node for node in nodes):
       raise InputError(f'TaskGraph nodes: found {self.nodes!r}, expected names of tasks, every one once.')
-    given = [(*pair, weight) for pair, weight in self.edges.items()] if isinstance(self.edges, Mapping) else self.edges
+    given = self.edges
+    if isinstance(given, Mapping):
+      given = [(*pair, weight) if isinstance(pair, tuple) else (pair, weight) for pair, weight in given.items()]
+    if not isinstance(given, Iterable) or isinstance(given, str) or not all(isinstance(e, tuple) for e in given):
+      raise InputError(f'TaskGraph edges: found {self.edges!r}, expected {{(task, task): weight}}.')
+    if not isinstance(self.directed, bool):
+      raise InputError(f'TaskGraph directed: found {self.directed!r}, expected True or False.')
     weights = {}
     for edge in given:
-      if len(edge) != 3 or not isinstance(edge[2], numbers.Real):
+      number = len(edge) == 3 and isinstance(edge[2], numbers.Real) and not isinstance(edge[2], bool)
+      if not number:
         raise InputError(f'TaskGraph edges: found {edge!r}, expected {{(task, task): weight}}.')
       a, b, weight = edge
       unknown = [node for node in (a, b) if node not in nodes]

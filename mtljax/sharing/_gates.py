@@ -36,7 +36,7 @@ def make_experts(x: Any, count: int | None, name: str, count_name: str, default:
   """
   several = is_list(x)
   number = (len(x) if several else default) if count is None else count
-  if not isinstance(number, numbers.Integral) or number < 1:
+  if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < 1:
     raise InputError(f'{count_name}: found {number!r} (of {name}), expected a whole number of experts >= 1.')
   if several:
     if number != len(x):
@@ -238,6 +238,6 @@ def one_level(
 
 def positive(name: str, value: Any) -> float:
   """A number > 0, or an InputError."""
-  if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+  if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
     raise InputError(f'{name}: found {value!r}, expected a number > 0.')
   return float(value)

@@ -15,7 +15,7 @@ from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing import _clock, scopes
 from mtljax.sharing.hard import hard as hard_sharing
 from mtljax.sharing.modules import Module, by_task, describe, explained
-from mtljax.sharing.stages import array_of, as_stages, no_features
+from mtljax.sharing.stages import array_of, as_stages, check_flag, check_weight, no_features
 
 
 def adashare(
@@ -82,7 +82,8 @@ def adashare(
   Departs from them: weights and policies are trained on the same batches, not in turns on two parts of the data; the
   sparsity term is that of the code, where the paper's, sum log alpha, has no lower bound; the sharing term is on alpha
   and weighs early blocks most, as in the paper, where the code's is on logits and weighs late ones most; the last block
-  counts 1/L in it, not 0; BatchNorm's averages are a task's own; evaluation takes the likelier action, not a sample.
+  counts 1/L in it, not 0; BatchNorm's averages are a task's own; evaluation takes the likelier action, not a sample;
+  the temperature's schedule is our choice; the net is not trained anew under the policy that was found.
   """
   heads = by_task(heads, 'heads')
   try:
@@ -91,15 +92,12 @@ def adashare(
     raise InputError(str(error).replace('cuts:', 'adashare skippable:', 1)) from None
   if isinstance(start, bool) or not isinstance(start, numbers.Real) or not 0 < start < 1:
     raise InputError(f'adashare start: found {start!r}, expected a probability between 0 and 1.')
-  if not isinstance(hard, bool):
-    raise InputError(f'adashare hard: found {hard!r}, expected True or False.')
+  check_flag('adashare hard', hard)
   tau = _clock.temperature('temperature', temperature, 5.0)
   _clock.check_steps('warmup', warmup)
   _clock.check_steps('curriculum', curriculum)
-  for name, beta in (('sparsity', sparsity), ('sharing', sharing)):
-    number = isinstance(beta, numbers.Real) and not isinstance(beta, bool)
-    if not callable(beta) and not (number and 0 <= beta < math.inf):
-      raise InputError(f'adashare {name}: found {beta!r}, expected a number >= 0 or a schedule.')
+  check_weight('adashare sparsity', sparsity)
+  check_weight('adashare sharing', sharing)
 
   def is_block(stage, x, y):
     if skippable is None:
@@ -133,6 +131,8 @@ def policies(params: PyTree) -> dict[str, dict[str, float]]:
   Raises:
     InputError: parameters of another architecture.
   """
+  if not isinstance(params, Mapping) or not isinstance(params.get('tasks'), Mapping):
+    raise InputError(f'policies params: found {describe(params)}, expected the parameters of `adashare`.')
   logits = {task: _policy(part) for task, part in sorted(params['tasks'].items())}
   return {task: {stage: float(jax.nn.sigmoid(u)) for stage, u in us.items()} for task, us in logits.items()}
 

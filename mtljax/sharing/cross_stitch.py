@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 from mtljax.base import Model
 from mtljax.sharing.modules import Module
-from mtljax.sharing.stages import as_stages, check_fraction, near_identity, stack_streams, streams, unstack_streams
+from mtljax.sharing.stages import (
+  as_stages,
+  check_flag,
+  check_fraction,
+  near_identity,
+  stack_streams,
+  streams,
+  unstack_streams,
+)
 
 
 def cross_stitch(
@@ -55,6 +63,7 @@ def cross_stitch(
   single-task nets (`transfer` can load them).
   """
   check_fraction('cross_stitch own', own)
+  check_flag('cross_stitch channelwise', channelwise)
   return streams(as_stages(stages, cuts), heads, _unit(own, channelwise), stems=stems)
 
 

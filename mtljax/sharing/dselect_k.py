@@ -14,6 +14,7 @@ from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty
 from mtljax.sharing import _gates
 from mtljax.sharing.modules import Module, by_task, describe
+from mtljax.sharing.stages import check_weight
 
 EPSILON = 1e-6  # inside the logarithm of the entropy, whose derivative is infinite at 0
 
@@ -77,11 +78,10 @@ def dselect_k(
   """
   shared = _gates.make_experts(experts, num_experts, 'experts', 'num_experts', default=4)
   heads = by_task(heads, 'heads')
-  if not isinstance(k, numbers.Integral) or not 1 <= k <= shared.count:
+  if isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= shared.count:
     raise InputError(f'k: found {k!r}, expected a whole number from 1 to the number of experts, {shared.count}.')
   gamma = _gates.positive('gamma', gamma)
-  if not callable(entropy) and (not isinstance(entropy, numbers.Real) or not 0 <= entropy < math.inf):
-    raise InputError(f'entropy: found {entropy!r}, expected a number >= 0 or a schedule.')
+  check_weight('entropy', entropy)
   static = isinstance(gates, str)
   if static and gates != 'static':
     raise InputError(f"gates: found {gates!r}, expected None, 'static', a module or {{task: module}}.")

@@ -162,10 +162,14 @@ def _class_means(features, labels, num_classes):
 
 
 def _checked(matrix) -> np.ndarray:
-  shape, dtype = jnp.shape(matrix), jnp.result_type(matrix)
+  try:
+    given = np.asarray(matrix)
+  except ValueError as error:  # rows of different length
+    raise InputError(f'knowledge matrix: found {type(matrix).__name__}, expected floats [N, D]: {error}') from error
+  shape, dtype = given.shape, given.dtype
   if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating) or shape[0] < 2 or shape[1] < 1:
     raise InputError(f'knowledge matrix: found {dtype}{list(shape)}, expected floats [N, D] with N >= 2 rows, D >= 1.')
-  matrix = np.array(matrix, np.float32)  # a copy, so that a donated array can be given
+  matrix = np.array(given, np.float32)  # a copy, so that a donated array can be given
   if not np.isfinite(matrix).all():
     raise InputError(f'knowledge matrix: found NaN or infinity in {dtype}{list(shape)}, expected finite numbers.')
   return matrix

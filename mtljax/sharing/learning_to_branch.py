@@ -13,7 +13,7 @@ from mtljax.relations import TaskTree
 from mtljax.sharing import _clock
 from mtljax.sharing.hard import hard as hard_sharing
 from mtljax.sharing.modules import Module, by_task, describe
-from mtljax.sharing.stages import array_of, as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, check_flag, composed
 
 
 def learning_to_branch(
@@ -89,8 +89,7 @@ def learning_to_branch(
   widths = _widths(width, len(layers), len(heads))
   tau = _clock.temperature('temperature', temperature, 10.0)
   _clock.check_steps('warmup', warmup)
-  if not isinstance(hard, bool):
-    raise InputError(f'learning_to_branch hard: found {hard!r}, expected True or False.')
+  check_flag('learning_to_branch hard', hard)
 
   def trunk(call, x, *, tasks):
     z, put = None, None  # nodes side by side; what makes one of them an input of the next layer

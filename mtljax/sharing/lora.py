@@ -1,6 +1,7 @@
 """LoRA: a shared or frozen net, and per task a low-rank matrix added to each of its kernels."""
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +48,9 @@ def lora(
     The trunk hands on parameters and no features: use `at='params'`.
 
   Raises:
-    InputError: a part that is no module, `rank` below 1, a pattern that is none; while initialising, a pattern that
-      matches no parameter or one that is no matrix, frozen values of other names or shapes.
+    InputError: a part that is no module, `rank` below 1, `scale` that is not positive, a pattern that is none; while
+      initialising, a pattern that matches no parameter or one that is no matrix, frozen values of other names or
+      shapes.
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> model = lora(nn.Dense(8), {'digit': nn.Dense(10), 'parity': nn.Dense(2)}, rank=2)
@@ -64,6 +66,8 @@ def lora(
   """
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise InputError(f'lora rank: found {rank!r}, expected a whole number of at least 1.')
+  if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not 0 < scale < math.inf:
+    raise InputError(f'lora scale: found {scale!r}, expected a number > 0.')
   found = arrays.pattern('lora where', where)
 
   def make(key, params, task):

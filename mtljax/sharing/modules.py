@@ -67,6 +67,9 @@ def by_task(modules: Mapping[str, Any], name: str) -> dict[str, Module]:
   """{task: module} as `Module`s; raises an InputError on anything else."""
   if not isinstance(modules, Mapping) or not modules:
     raise InputError(f'{name}: found {modules!r}, expected a non-empty dictionary {{task: module}}.')
+  for task in modules:
+    if not isinstance(task, str) or not task or '/' in task:  # what `Task` takes
+      raise InputError(f'{name}: found the task {task!r}, expected a non-empty string without "/".')
   return {task: as_module(module, f'{name}[{task!r}]') for task, module in modules.items()}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtljax.base import InputError, Model
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task
-from mtljax.sharing.stages import array_of, as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, check_flag, composed
 from mtljax.trunks import BatchNorm, Conv, max_pool
 
 
@@ -61,6 +61,7 @@ def mtan(
   """
   if isinstance(reduction, bool) or not isinstance(reduction, int) or reduction < 1:
     raise InputError(f'mtan reduction: found {reduction!r}, expected a whole number of at least 1.')
+  check_flag('mtan batch_norm', batch_norm)
   found = as_stages(stages, cuts)
   names = list(found.modules)
   ends = [names.index(cut) + 1 for cut in found.cuts]

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mtljax.base import Model
-from mtljax.sharing.modules import as_module
-from mtljax.sharing.stages import as_stages, check_fraction, composed, near_identity, stack_streams, streams
+from mtljax.base import InputError, Model
+from mtljax.sharing.modules import as_module, by_task
+from mtljax.sharing.stages import as_stages, check_flag, check_fraction, composed, near_identity, stack_streams, streams
 from mtljax.trunks import BatchNorm
 
 
@@ -60,7 +60,11 @@ def nddr(
   at random; without the shortcut variant, which feeds all layers to the head.
   """
   check_fraction('nddr own', own)
-  tasks = sorted(heads) if isinstance(heads, Mapping) else ()
+  check_flag('nddr batch_norm', batch_norm)
+  if not callable(activation):
+    raise InputError(f'nddr activation: found {activation!r}, expected a function.')
+  heads = by_task(heads, 'heads')
+  tasks = sorted(heads)
   alpha = near_identity(len(tasks), own)
   projections = {
     task: as_module(Projection(tuple(alpha[index].tolist()), batch_norm, activation), f'units[{task!r}]')

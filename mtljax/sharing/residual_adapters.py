@@ -9,7 +9,7 @@ from mtljax import arrays
 from mtljax.base import Array, InputError, Model, PyTree
 from mtljax.sharing._merged import merged
 from mtljax.sharing.modules import as_module, describe
-from mtljax.sharing.stages import array_of, as_stages, composed
+from mtljax.sharing.stages import array_of, as_stages, check_flag, composed
 from mtljax.trunks import BatchNorm
 
 KINDS = ('series', 'parallel')
@@ -70,6 +70,7 @@ def residual_adapters(
   """
   if kind not in KINDS:
     raise InputError(f'residual_adapters kind: found {kind!r}, expected one of {list(KINDS)}.')
+  check_flag('residual_adapters batch_norm', batch_norm)
   found = as_stages(stages, cuts)
   adapter = as_module(Adapter(batch_norm and kind == 'series'), 'adapters')
 

@@ -10,7 +10,15 @@ import numpy as np
 from mtljax import arrays
 from mtljax.base import InputError, Model, Penalty
 from mtljax.sharing.modules import Module
-from mtljax.sharing.stages import as_stages, check_fraction, near_identity, stack_streams, streams, unstack_streams
+from mtljax.sharing.stages import (
+  as_stages,
+  check_fraction,
+  check_weight,
+  near_identity,
+  stack_streams,
+  streams,
+  unstack_streams,
+)
 
 
 def sluice(
@@ -46,7 +54,7 @@ def sluice(
     have the shape of the last one: all of them in a trunk of one width, the last few in a pyramid.
 
   Raises:
-    InputError: as `cross_stitch`; a width that `subspaces` does not divide.
+    InputError: as `cross_stitch`; a width that `subspaces` does not divide, a negative `beta`.
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> from mtljax import trunks
@@ -65,6 +73,7 @@ def sluice(
   check_fraction('sluice last', last)
   if isinstance(subspaces, bool) or not isinstance(subspaces, int) or subspaces < 1:
     raise InputError(f'sluice subspaces: found {subspaces!r}, expected a whole number of at least 1.')
+  check_weight('sluice beta', beta)
   found = as_stages(stages, cuts)
   model = streams(found, heads, _unit(subspaces, own), readout=_readout(last), stems=stems)
   return model._replace(penalties=(Penalty(beta, _overlap(found.cuts, subspaces)),))

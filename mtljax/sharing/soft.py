@@ -12,7 +12,7 @@ from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing._merged import matching
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task
-from mtljax.sharing.stages import composed
+from mtljax.sharing.stages import check_weight, composed
 
 
 def soft(
@@ -47,8 +47,8 @@ def soft(
     A `Model` whose trunk hands on nothing, whose heads run trunk and head.
 
   Raises:
-    InputError: a part that is no module, an unknown penalty, a pattern that is none; while tracing, one that matches
-      no parameter.
+    InputError: a part that is no module, an unknown penalty, a negative `beta`, a pattern that is none; while tracing,
+      one that matches no parameter.
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> model = soft(nn.Dense(8), {'digit': nn.Dense(10), 'parity': nn.Dense(2)}, beta=0.1)
@@ -65,6 +65,7 @@ def soft(
   kinds = {'distance': distance, 'trace': trace_norm}
   if not callable(penalty) and penalty not in kinds:
     raise InputError(f'soft penalty: found {penalty!r}, expected one of {sorted(kinds)} or a function.')
+  check_weight('soft beta', beta)
   module, tied = as_module(trunk, 'trunk'), arrays.pattern('soft where', where)
   measure = penalty if callable(penalty) else kinds[penalty]
 

@@ -1,5 +1,7 @@
 """A trunk cut into stages, modules made of modules, and one stream of stages per task side by side."""
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,14 +35,15 @@ def as_stages(trunk: Any, cuts: Sequence[str | int] | None = None, name: str = '
     trunk: a trunk with the attribute `stages`, {name: module} in order, as those of `mtljax.trunks` have; such a
       dictionary; or a list of modules (linen, nnx, `(init, apply)`), whose names are '0', '1', .... A tuple of two
       functions is one module `(init, apply)`, so a list is the safer of the two.
-    cuts: stages after which the architecture acts, by name or position; None is after every one.
+    cuts: stages after which the architecture acts, by name or position, in any order; None is after every one.
     name: the argument, for errors.
 
   Returns:
     The stages as `Module`s.
 
   Raises:
-    InputError: a trunk without stages, a stage that is no module, a cut point that the trunk does not have.
+    InputError: a trunk without stages, a stage that is no module, a cut point that the trunk does not have or that is
+      given twice.
 
   >>> from mtljax import trunks
   >>> as_stages(trunks.LeNet((16, 32)), cuts=('conv_1',)).cuts
@@ -75,7 +78,10 @@ def _cuts(cuts, names):
     position = isinstance(cut, int) and not isinstance(cut, bool)
     if not (0 <= cut < len(names) if position else isinstance(cut, str) and cut in names):
       raise InputError(f'cuts: found {cut!r}, which the trunk does not have, expected {allowed}.')
-    found.add(names[cut] if position else cut)
+    name = names[cut] if position else cut
+    if name in found:
+      raise InputError(f'cuts: found {name!r} twice in {cuts!r}, expected every stage once.')
+    found.add(name)
   return tuple(part for part in names if part in found)
 
 
@@ -261,6 +267,19 @@ def check_fraction(argument: str, value) -> None:
   """Raises unless `value` is a number from 0 to 1."""
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
     raise InputError(f'{argument}: found {value!r}, expected a number from 0 to 1.')
+
+
+def check_weight(argument: str, value) -> None:
+  """Raises unless `value` is what a penalty is weighed with: a number >= 0 or a schedule."""
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not callable(value) and not (number and 0 <= value < math.inf):
+    raise InputError(f'{argument}: found {value!r}, expected a number >= 0 or a schedule.')
+
+
+def check_flag(argument: str, value) -> None:
+  """Raises unless `value` is True or False: a string from a command line would count as True."""
+  if not isinstance(value, bool):
+    raise InputError(f'{argument}: found {value!r}, expected True or False.')
 
 
 def stack_streams(xs: Mapping[str, Array]) -> Array:

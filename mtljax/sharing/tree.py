@@ -104,13 +104,15 @@ def _as_tree(tree) -> TaskTree:
 
 def _blocks(stages: Any, cuts: Sequence[str | int] | None, depth: int) -> tuple[Stages, list[list[str]]]:
   """The stages and the names of those in each of the depth + 1 blocks."""
-  found = as_stages(stages, cuts or None)
+  several = isinstance(cuts, (tuple, list))
+  if several and len(cuts) != depth:
+    raise InputError(f'cuts: found {cuts!r}, expected {depth} different ones, the depth of the tree.')
+  cuts = None if several and not cuts else cuts
+  found = as_stages(stages, cuts)
   names = list(found.modules)
   if len(names) < depth:
     raise InputError(f'tree: found depth {depth} and the stages {names}, expected a depth of at most {len(names)}.')
-  chosen = found.cuts if cuts else found.cuts[len(names) - depth :]
-  if cuts is not None and len(cuts) != depth or len(chosen) != depth:
-    raise InputError(f'cuts: found {cuts!r}, expected {depth} different ones, the depth of the tree.')
+  chosen = found.cuts[len(names) - depth :] if cuts is None else found.cuts
   ends = [names.index(cut) + 1 for cut in chosen]
   return found, [names[start:end] for start, end in zip([0, *ends], [*ends, len(names)])]
 
