@@ -32,6 +32,7 @@ from workloads import WORKLOADS, Workload, about
 import mtljax as mtl
 from mtljax import arrays, linalg, parallel
 
+linalg.PIECE = 2**40  # of a loop over pieces of rows the compiler's count would have one
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 's8': 1, 'u8': 1, 'pred': 1}
 SHAPE = re.compile(r'\b(' + '|'.join(BYTES) + r')\[([\d,]*)\]')

@@ -13,6 +13,7 @@ from mtljax.arrays import expand_to, placed_by_compiler, real_dtype
 from mtljax.base import Array, InputError, PyTree
 
 HIGHEST = jax.lax.Precision.HIGHEST
+PIECE = 2**13  # numbers of a row; see `_inner`
 
 
 def gramian(jacobian: PyTree) -> Array:
@@ -31,14 +32,32 @@ def gramian(jacobian: PyTree) -> Array:
   if not leaves:
     raise InputError('jacobian: found a pytree without leaves, expected leaves f[T, *param].')
 
-  def products(leaf):
-    if not placed_by_compiler():  # one long axis: a product over several takes 2 to 7 times as long on a CPU
-      leaf = leaf.reshape(len(leaf), -1)
-    axes = tuple(range(1, leaf.ndim))
-    dtype = jnp.promote_types(leaf.dtype, real_dtype())
-    return jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=HIGHEST, preferred_element_type=dtype)
+  return sum(_inner(leaf) for leaf in leaves)
 
-  return sum(products(leaf) for leaf in leaves)
+
+def _inner(rows: Array) -> Array:
+  """Inner products f[T, T] of the rows of one leaf.
+
+  On a CPU one long axis, in pieces: a product over several axes takes 2 to 7 times as long, and one over all of a long
+  axis at once 1.5 times (T = 2 and 8) to 2.3 times (T = 40) as long as over pieces that stay in the cache.
+  """
+  dtype = jnp.promote_types(rows.dtype, real_dtype())
+
+  def products(rows):
+    axes = tuple(range(1, rows.ndim))
+    return jax.lax.dot_general(rows, rows, ((axes, axes), ((), ())), precision=HIGHEST, preferred_element_type=dtype)
+
+  if placed_by_compiler():
+    return products(rows)
+  rows = rows.reshape(len(rows), -1)
+  pieces = rows.shape[1] // PIECE
+  if pieces < 2 or jax.default_backend() != 'cpu':
+    return products(rows)
+
+  def add(piece, total):
+    return total + products(jax.lax.dynamic_slice_in_dim(rows, piece * PIECE, PIECE, axis=1))
+
+  return jax.lax.fori_loop(0, pieces, add, products(rows[:, pieces * PIECE :]))
 
 
 def combine(weights: Array, jacobian: PyTree) -> PyTree:

@@ -45,6 +45,18 @@ def sizes_of(T):
   return np.linalg.norm(jacobians(T), axis=(1, 2))
 
 
+@pytest.mark.parametrize('size', [2 * linalg.PIECE - 1, 2 * linalg.PIECE, 3 * linalg.PIECE + 5])
+def test_gramian_of_long_rows(size):
+  """In pieces, on a CPU; also of several stacks of rows at once, and of rows in bfloat16."""
+  rows = np.random.default_rng(size).normal(size=(2, 3, size)).astype(np.float32)
+  exact = np.einsum('bsi,bti->bst', *[rows.astype(np.float64)] * 2)
+  found = jax.jit(jax.vmap(linalg.gramian))({'w': jnp.asarray(rows).reshape(2, 3, 1, size)})
+  np.testing.assert_allclose(found, exact, atol=1e-6 * size)
+  coarse = linalg.gramian({'w': jnp.asarray(rows[0], jnp.bfloat16)})
+  assert coarse.dtype == jnp.float32
+  np.testing.assert_allclose(coarse, exact[0], atol=1e-2 * size)
+
+
 @grid
 def test_min_norm_is_that_of_scipy(T, dtype):
   weights = solve(linalg.min_norm, T, dtype)
