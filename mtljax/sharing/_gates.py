@@ -133,25 +133,43 @@ def mix(weights: Array, outputs: PyTree) -> PyTree:
   return jax.tree.map(leaf, outputs)
 
 
-def flatten(x: PyTree) -> Array:
-  """Inputs, any pytree, as real vectors f[B, D]: what a gate reads unless it is a module of the user's."""
+def read(x: PyTree, name: str) -> Array:
+  """Inputs as real vectors f[B, D], for a gate that is no module of the user's.
+
+  Any pytree is flattened, but of a sequence {'x': f[B, N, C], 'mask': bool[B, N]} it is the mean of x over the places
+  that count: sequences have lengths of their own, and what else lies beside x (targets) is not for a gate.
+  """
+  if isinstance(x, Mapping) and 'x' in x:
+    if not arrays.is_float(x['x']):
+      raise InputError(f'{name}: found tokens {describe(x["x"])}, expected a module, as their numbers mean nothing.')
+    if x['x'].ndim == 3:
+      mask = x.get('mask')
+      mask = jnp.ones(x['x'].shape[:2], bool) if mask is None else mask
+      total = jnp.where(mask[..., None], x['x'], 0).astype(arrays.real_dtype()).sum(axis=1)
+      return total / jnp.maximum(mask.sum(axis=1), 1)[:, None].astype(total.dtype)
   flat = [jnp.reshape(leaf, (jnp.shape(leaf)[0], -1)).astype(arrays.real_dtype()) for leaf in jax.tree.leaves(x)]
   return jnp.concatenate(flat, axis=1)
 
 
 def logits_of(gate: Any, width: int, name: str, dense: nn.Module | None = None) -> Module:
-  """A module of inputs -> logits f[B, width] in float32: a linear map of the flattened inputs, or the user's gate."""
+  """A module of inputs -> logits f[B, width] in float32: a linear map of what `read` gives, or the user's gate."""
   module = as_module(dense or nn.Dense(width) if gate is None else gate, name)
-  read = flatten if gate is None else lambda x: x
+  seen = (lambda x: read(x, name)) if gate is None else lambda x: x
 
   def apply(params, state, x, *, train, key):
-    outputs, state = module.apply(params, state, read(x), train=train, key=key)
+    z = seen(x)
+    if gate is None and z.shape[1] != params['kernel'].shape[0]:
+      raise InputError(
+        f'{name}: found inputs {describe(x)}, {z.shape[1]} numbers, expected {params["kernel"].shape[0]} as when they '
+        "were initialised; inputs of any length are sequences {'x', 'mask'} or take a gate of yours."
+      )
+    outputs, state = module.apply(params, state, z, train=train, key=key)
     expected = (jnp.shape(jax.tree.leaves(x)[0])[0], width)
     if jax.tree.map(jnp.shape, outputs) != expected:
       raise InputError(f'{name}: found outputs {describe(outputs)}, expected logits f{list(expected)}, one per expert.')
     return outputs.astype(arrays.real_dtype()), state
 
-  return Module(lambda key, x: module.init(key, read(x)), apply)
+  return Module(lambda key, x: module.init(key, seen(x)), apply)
 
 
 def no_gate() -> Module:

@@ -28,8 +28,8 @@ def cgc(
     heads: {task: module}, mixture -> outputs; a head that names a keyword `inputs` gets the task's inputs too.
     num_shared: copies of one shared module, 2 by default; a list has its length.
     num_own: copies of one own module per task, 2 by default; a list has its length.
-    gates: None, linear in the task's flattened inputs; a module of inputs -> logits f[B, m + n], own experts first, of
-      which every task gets its own; or {task: module}.
+    gates: None, linear in the task's inputs, see `mmoe`; a module of inputs -> logits f[B, m + n], own experts first,
+      of which every task gets its own; or {task: module}.
     stems: {task: module}, for inputs of different modality, as in `hard`; gates and own experts read what they make.
 
   Returns:

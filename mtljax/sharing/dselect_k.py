@@ -47,8 +47,8 @@ def dselect_k(
     gamma: width of the smooth step; the smaller, the sooner a bit settles.
     entropy: beta of the penalty R_t, a number or an optax schedule. Where gates read inputs R_t is its mean over the
       batch, and gates are without state (BatchNorm) and, behind stems, 'static'.
-    gates: None, z and a are linear in the task's flattened inputs; 'static', they are parameters of the task, the same
-      for all examples; a module of inputs -> f[B, k m + k] (z row by row, then a; without a if k = 1) with m =
+    gates: None, z and a are linear in the task's inputs, see `mmoe`; 'static', they are parameters of the task, the
+      same for all examples; a module of inputs -> f[B, k m + k] (z row by row, then a; without a if k = 1) with m =
       ceil(log2 E), of which every task gets its own; or {task: module}.
     stems: {task: module}, for inputs of different modality, as in `hard`; gates read what the stems make.
 

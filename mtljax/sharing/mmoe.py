@@ -25,8 +25,9 @@ def mmoe(
       different modules whose outputs have equal shapes. Floating features are mixed, others are the first expert's.
     heads: {task: module}, mixture -> outputs; a head that names a keyword `inputs` gets the task's inputs too.
     num_experts: copies of one module, 4 by default; a list has its length.
-    gates: None, linear in the task's flattened inputs; a module of inputs -> logits f[B, E], of which every task gets
-      its own; or {task: module}. Inputs that are no numbers (tokens) need a gate of their own. One expert has no gate.
+    gates: None, linear in the task's inputs, flattened, or in the mean over the places of a sequence {'x': f[B, N, C],
+      'mask': bool[B, N]}, whose lengths may differ; a module of inputs -> logits f[B, E], of which every task gets its
+      own; or {task: module}. Inputs that are no numbers (tokens) need a gate of their own. One expert has no gate.
     stems: {task: module}, for inputs of different modality, as in `hard`; gates read what the stems make.
 
   Returns:

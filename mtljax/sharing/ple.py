@@ -37,7 +37,8 @@ def ple(
       copies, or {task: module or list}. In a level all outputs have equal shapes.
     heads: {task: module}, mixture -> outputs; a head that names a keyword `inputs` gets the task's inputs too.
     num_shared, num_own: copies of one module, 2 by default.
-    gates: a function `number of experts -> module` of a stream -> logits; None, linear in the flattened stream.
+    gates: a function `number of experts -> module` of a stream -> logits; None, linear in the stream, as in
+      `mmoe`. The shared gates see the inputs of all tasks, so different lengths take sequences {'x', 'mask'}.
     stems: {task: module}, for inputs of different modality, as in `hard`; the streams start at what they make.
 
   Returns:
