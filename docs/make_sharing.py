@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 TEMPLATE = ROOT / 'docs' / 'sharing_template.md'
 PAGE = ROOT / 'docs' / 'sharing.md'
 IMAGES = ROOT / 'docs' / 'images'
-TABLES = ('multi_digits_architectures.txt', 'multi_mnist_architectures.txt')  # what comparisons printed
+# What comparisons printed.
+TABLES = ('multi_digits_architectures.txt', 'multi_digits_blocks.txt', 'multi_mnist_architectures.txt')
 
 # {family: calls}; every architecture is in one of them.
 FAMILIES = {

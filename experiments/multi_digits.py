@@ -1,4 +1,4 @@
-"""Two handwritten digits on one canvas, hard sharing by default: which is at the top left, which at the bottom right.
+r"""Two handwritten digits on one canvas, hard sharing by default: which is at the top left, which at the bottom right.
 
   mtljax train experiments/multi_digits.py
   mtljax compare experiments/multi_digits.py --balancers equal,uncertainty,pcgrad,cagrad,nash_mtl,upgrad --seeds 3
@@ -17,6 +17,15 @@ About 25 s and 13 min on two cores. The second command printed (1e-3, 3e-3 and 1
 
 Both tasks of `equal` are above .96; no method beats single-task training of the same budget. The first command printed
 accuracies of 0.9695 and 0.9650 (seed 0). The losses include the label smoothing, so .65 is near their floor.
+
+Architectures, and those that skip residual blocks,
+
+  mtljax compare experiments/multi_digits.py --architectures all --balancers equal --seeds 3 --steps 300 \
+    --learning_rates 3e-3,1e-2,3e-2
+  mtljax compare experiments/multi_digits.py --blocks 3 --width 24 --balancers equal --seeds 3 --steps 300 \
+    --learning_rates 1e-3,3e-3 --architectures 'hard,adashare,adashare(hard=True),cross_stitch'
+
+are in docs/sharing.md.
 
 Data: scikit-learn's 1797 digits, no download (`mtljax.data.multi_digits`). A logistic regression reaches .910 / .921.
 """

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import mtljax as mtl
-from mtljax import cli, sharing
+from mtljax import cli, experiment, sharing
 
 DOCS = pathlib.Path(__file__).parent.parent / 'docs'
 PAGE = (DOCS / 'sharing.md').read_text()
@@ -84,10 +84,11 @@ def test_commands_have_these_options():
   blocks = [block.replace('\\\n', ' ') for block in re.findall(r'^```\n(.*?)^```$', PAGE, flags=re.M | re.S)]
   lines = [line for block in blocks for line in block.splitlines()]
   commands = [line.removeprefix('mtljax ') for line in lines if line.startswith('mtljax ')]
-  assert len(commands) == 5
+  assert len(commands) == 6
   for line in commands:
     command, _, *rest = line.split()
-    known = {*cli.COMMANDS[command][0].__dataclass_fields__, 'architecture'}
+    config = experiment.load(str(DOCS.parent / line.split()[1])).Config
+    known = {*cli.COMMANDS[command][0].__dataclass_fields__, *config.__dataclass_fields__}
     assert {option[2:] for option in rest if option.startswith('--')} <= known, line
 
 
