@@ -66,6 +66,8 @@ def combine(weights: Array, jacobian: PyTree) -> PyTree:
   def total(leaf):
     leaf = jnp.asarray(leaf)
     dtype = jnp.promote_types(leaf.dtype, real_dtype())
+    if len(leaf) <= 4:  # one pass over memory, half the time of a product on a CPU
+      return sum(weight * row.astype(dtype) for weight, row in zip(weights.astype(dtype), leaf)).astype(leaf.dtype)
     return jnp.tensordot(weights.astype(dtype), leaf.astype(dtype), axes=1, precision=HIGHEST).astype(leaf.dtype)
 
   return jax.tree.map(total, jacobian)
