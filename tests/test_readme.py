@@ -81,13 +81,15 @@ def load(block, tmp_path, name):
 
 
 def test_skeletons_of_docs_adding_work(tmp_path):
-  balancer, architecture, experiment = blocks(ADDING, 'python')
+  balancer, architecture, trunk, experiment = blocks(ADDING, 'python')
   inverse = load(balancer, tmp_path, 'skeleton_balancer').inverse
   found = mtl.balancing.aggregate(inverse(), jnp.eye(2), jnp.array([2.0, 4.0]), present=jnp.array([True, False]))
   assert found.weights.tolist() == [0.5, 0.0]
 
   twin = load(architecture, tmp_path, 'skeleton_architecture').twin
-  net = twin(problems.Trunk(), nn.Dense(3), {'digit': nn.Dense(3), 'size': nn.Dense(2)})
+  tower = load(trunk, tmp_path, 'skeleton_trunk').Tower(width=4)
+  assert list(mtl.sharing.chained(tower).stages) == ['layer_0', 'layer_1']
+  net = twin(tower, {'digit': nn.Dense(3), 'size': nn.Dense(2)})
   net, tasks, optimizer, method, state = problems.setup(mtl.balancing.mgda(), net=net)
   state, info = jax.jit(mtl.make_train_step(net, tasks, optimizer, method))(state, problems.batch())
   assert bool(info.finite) and set(state.params['shared']) == {'left', 'right'}
