@@ -51,6 +51,8 @@ def test_counts_are_whole_numbers_from_one(count):
 def test_weights_of_penalties(beta):
   for name, argument in (('soft', 'beta'), ('sluice', 'beta'), ('adashare', 'sparsity'), ('adashare', 'sharing')):
     refused(f'{name} {argument}: found {beta!r}, {NUMBER}', getattr(sharing, name), TRUNK, **{argument: beta})
+  with pytest.raises(InputError, match=f'^follow beta: found {beta!r}, {NUMBER}'):
+    sharing.follow(beta, 'a', 'b')
   refused(f'entropy: found {beta!r}, {NUMBER}', sharing.dselect_k, TRUNK, entropy=beta)
 
 
