@@ -17,8 +17,8 @@ one net for all tasks exceeds by five standard errors over the seeds. Width, dec
 with one net for all tasks in view, which flatters it against single-task nets: these lose to the regressions.
 
 Steps of one assay (`mtljax train` with `--schedule sampled --temperature T --steps 1200`) end at the same mean AUC:
-0.754 and 0.751 with T = 1 (seeds 0 and 1), 0.754 and 0.753 with T = 5. Assays have 4785 to 5841 labels each, so there is
-little to even out.
+0.754 and 0.751 with T = 1 (seeds 0 and 1), 0.754 and 0.753 with T = 5. Assays have 4785 to 5841 labels each, so there
+is little to even out.
 
 Inputs are 1024 bits of a Morgan fingerprint of radius 2 and 16 descriptors of RDKit. A missing label is masked.
 

@@ -123,11 +123,6 @@ def test_parameters_are_those_of_init():
   assert found.own == {task: size(params['tasks'][task]) for task in 'ab'}
 
 
-def test_a_task_may_have_a_slash_in_its_name():
-  found = costs(sharing.hard(nn.Dense(8), {'left/digit': nn.Dense(3)}), {'left/digit': X})
-  assert found.own == {'left/digit': 27} and found.total == 48 + 27
-
-
 def test_parts_in_a_loop_count_as_often_as_it_runs_and_feed_each_other():
   """What a turn makes for the next one is needed, though no output of the loop that is read."""
   dense = sharing.modules.as_module(nn.Dense(5), 'dense')
