@@ -15,7 +15,7 @@ from mtljax import sharing, trunks
 from mtljax.relations import TaskGraph, TaskTree
 
 NAMES = ('digit', 'size')
-ROWS = 48  # on 8 devices still 3 parts of an oracle, or 2 or 3 of an accumulated batch, on each
+ROWS = 96  # on 8 devices still 2 or 3 parts of an oracle, each of a batch that is accumulated in 2
 MODES = ('pmap', 'shard_map', 'sharded', 'model')  # 'model': sharded, the parameters too
 
 
