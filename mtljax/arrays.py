@@ -137,10 +137,6 @@ def masked_mean(values: Array, mask: Array | None) -> tuple[Array, Array]:
   return jnp.where(mask, values, 0).sum() / jnp.maximum(count, 1), count
 
 
-SPLIT_FROM = (
-  2**14
-)  # elements of an array that is split over devices; a collective of less takes longer than what it saves
-
 # The mesh axis of the step that is being traced: set by the step, read by whatever has to see the whole batch
 # (BatchNorm, losses with in-batch negatives, counts of labels). Without an axis every reduction is the identity.
 _AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar('mtljax_axis', default=None)

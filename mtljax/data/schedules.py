@@ -125,9 +125,17 @@ class ByLoss:
   STATE = ('losses', 'before', 'heard')
 
   def turn(self, counts: Mapping[str, int], step: int) -> tuple[str, int]:
-    """The task of a step from `start` on, and how many steps it has had before."""
-    task, turns = _drawn(self, tuple(sorted(counts))).turn(counts, step - self.start)
-    return task, dict(self.before).get(task, 0) + turns
+    """The task of a step from `start` on, and how many steps it has had before.
+
+    Raises:
+      InputError: an earlier step, whose losses are not kept.
+    """
+    if step < self.start:
+      raise InputError(f'step: found {step} with the schedule by_loss, expected {self.start} or later.')
+    names, place = sorted(counts), step - self.start
+    drawn = self._drawn(names, place + 1)
+    task = names[drawn[place]]
+    return task, dict(self.before).get(task, 0) + int((drawn[:place] == drawn[place]).sum())
 
   def shares(self, names: Sequence[str]) -> np.ndarray:
     """p f[T]; a task that has not been heard of counts as the hardest one."""
@@ -148,11 +156,14 @@ class ByLoss:
 
   def renew(self, counts: Mapping[str, int], step: int) -> 'ByLoss':
     """From `step` on the shares are those of the losses that were heard by now."""
-    drawn, before = _drawn(self, tuple(sorted(counts))), dict(self.before)
-    for place in range(step - self.start):
-      task, _ = drawn.turn(counts, place)
-      before[task] = before.get(task, 0) + 1
+    names, before = sorted(counts), dict(self.before)
+    for t, count in enumerate(np.bincount(self._drawn(names, step - self.start), minlength=len(names))):
+      before[names[t]] = before.get(names[t], 0) + int(count)
     return dataclasses.replace(self, start=step, losses=self.heard, before=tuple(sorted(before.items())))
+
+  def _drawn(self, names: Sequence[str], steps: int) -> np.ndarray:
+    """Places in `names` of the tasks of so many steps from `start` on."""
+    return _draws(self.seed, self.start, tuple(self.shares(names)), -(-steps // BLOCK))[:steps]
 
   def state(self) -> dict:
     """What a checkpoint keeps: numbers by name."""
@@ -213,15 +224,10 @@ def by_loss(
   return ByLoss(temperature, tuple(sorted((weights or {}).items())), uniform, seed)
 
 
-@functools.lru_cache(maxsize=64)
-def _drawn(schedule: ByLoss, names: tuple[str, ...]) -> Schedule:
-  """The tasks from `start` on."""
-  shares = schedule.shares(names)
-
-  def order(_, block):
-    return np.random.default_rng((schedule.seed, schedule.start, block)).choice(len(names), BLOCK, p=shares)
-
-  return Schedule(order, 'by_loss')
+@functools.lru_cache(maxsize=4)
+def _draws(seed: int, start: int, shares: tuple[float, ...], blocks: int) -> np.ndarray:
+  draw = lambda block: np.random.default_rng((seed, start, block)).choice(len(shares), BLOCK, p=shares)
+  return np.concatenate([np.zeros(0, int), *map(draw, range(blocks))])
 
 
 def _shares(sizes: Sequence[float], temperature: float) -> np.ndarray:

@@ -75,17 +75,17 @@ def lift_rows(lift, rows: PyTree, shared: PyTree, size: int, at_once: int, *, de
 
   def dealt(row):
     gradient = lift(row)
-    return treedef.unflatten([_own_part(x) if l else x for x, l in zip(jax.tree.leaves(gradient), large)])
+    return treedef.unflatten([_own_part(x) if deals else x for x, deals in zip(jax.tree.leaves(gradient), large)])
 
   def merge(parts, whole):
     parts, whole = iter(parts), iter(whole)
     whole_leaf = lambda x: next(parts)[: x.size].reshape(x.shape)
-    return treedef.unflatten([whole_leaf(x) if l else next(whole) for x, l in zip(leaves, large)])
+    return treedef.unflatten([whole_leaf(x) if deals else next(whole) for x, deals in zip(leaves, large)])
 
   found = _trees.lift_rows(dealt if any(large) else lift, rows, shared, size, size if lift is _trees.as_is else at_once)
   found = jax.tree.leaves(found)
-  whole = [x for x, l in zip(found, large) if not l]
-  return Dealt([x for x, l in zip(found, large) if l], arrays.psum(whole), merge, size)
+  whole = [x for x, deals in zip(found, large) if not deals]
+  return Dealt([x for x, deals in zip(found, large) if deals], arrays.psum(whole), merge, size)
 
 
 def _own_part(leaf: Array) -> Array:

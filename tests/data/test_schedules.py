@@ -109,6 +109,7 @@ def test_turns_are_counted_over_what_was_heard():
     (lambda: schedules.by_loss(weights={'a': 1.0}).turn(COUNTS, 0), r"by_loss: .* unknown \['b'\]"),
     (lambda: schedules.by_loss().restore({'start': 3}), "expected 'start' and"),
     (lambda: schedules.by_loss().restore(None), 'found the state None'),
+    (lambda: schedules.by_loss().renew(COUNTS, 5).turn(COUNTS, 4), 'step: found 4 .* expected 5 or later'),
     (
       lambda: schedules.by_loss().restore({'start': 3, 'losses': {}, 'before': {'a': 1.5}, 'heard': {}}),
       'numbers by task',
