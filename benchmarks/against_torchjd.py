@@ -4,6 +4,7 @@
   python benchmarks/against_torchjd.py --workloads s8
   python benchmarks/against_torchjd.py --workloads b8 --methods equal mgda upgrad nash_mtl
   python benchmarks/against_torchjd.py --memory b40                peak memory of a step of upgrad, one process each
+  python benchmarks/against_torchjd.py --device cuda --workloads b8   torch on the GPU that JAX uses, too
 
 TorchJD's ways: `autojac` (mtl_backward and jac_to_grad, rows together by vmap), `rows` (the same with
 parallel_chunk_size=1) and `autogram` (the Engine's Gramian, then one weighted backward pass); loss methods have its
@@ -14,7 +15,8 @@ disturb least, and that of processor time. `fastest` is the smallest median.
 
 torch has as many threads as there are cores. They sleep while they wait (OMP_WAIT_POLICY=PASSIVE unless it is set):
 waiting busily, as by default, they were up to a hundred times slower on cores that other jobs used too. For nets as
-small as s8 one thread is its fastest in any case (`--threads 1`).
+small as s8 one thread is its fastest in any case (`--threads 1`). On a GPU both multiply float32 as float32 unless
+`--tf32` is given, which lets both use the tensor cores.
 
 Before timing, at the same parameters and the same batch: losses and Gramian of both sides agree, and both solvers are
 given the same Gramian; `direction` is |d - d'| / |d| of what they make of it (d = w J, from G). TorchJD's mgda stops
@@ -63,17 +65,17 @@ WAYS = ('autojac', 'rows', 'autogram')
 class Torch:
   """A training step of TorchJD's; calling it makes one."""
 
-  def __init__(self, name: str, params, method: str, way: str, fused: bool = True):
+  def __init__(self, name: str, params, method: str, way: str, fused: bool = True, device: str = 'cpu'):
     workload = WORKLOADS[name]
     batch, params = workload.data(), jax.tree.map(np.asarray, params)
     x = np.array(batch['inputs'])
-    self.x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim > 2 else x)
-    self.labels = [torch.from_numpy(np.array(batch['labels'][t])).long() for t in workload.names]
-    self.trunk = load_trunk(name, params['shared'])
-    self.heads = [load_head(params['tasks'][t]) for t in workload.names]
+    self.x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim > 2 else x).to(device)
+    self.labels = [torch.from_numpy(np.array(batch['labels'][t])).long().to(device) for t in workload.names]
+    self.trunk = load_trunk(name, params['shared']).to(device)
+    self.heads = [load_head(params['tasks'][t]).to(device) for t in workload.names]
     self.shared = list(self.trunk.parameters())
     self.own = [list(head.parameters()) for head in self.heads]
-    self.way, self.method = way, METHODS[method][1](workload.tasks)
+    self.way, self.method = way, METHODS[method][1](workload.tasks).to(device)
     learned = list(self.method.parameters()) if method == 'uncertainty' else []
     every = [*self.shared, *sum(self.own, []), *learned]
     self.optimizer = torch.optim.Adam(every, lr=1e-3, fused=fused)
@@ -105,12 +107,21 @@ class Torch:
     if isinstance(self.method, scalarization.FAMO):
       with torch.no_grad():
         self.method.update(torch.stack(self.losses()))
+    return Finished() if self.x.is_cuda else None
 
 
 def ways_of(method: str) -> tuple[str, ...]:
   if method in LOSSES:
     return ('backward',)
   return tuple(way for way in WAYS if way != 'autogram' or method != 'nash_mtl')  # it wants the Jacobian
+
+
+class Finished:
+  """What torch has been asked to compute; `jax.block_until_ready` waits for it."""
+
+  def block_until_ready(self):
+    torch.cuda.synchronize()
+    return self
 
 
 def direction_error(name: str, method: str, ours: Stepper) -> float:
@@ -120,13 +131,14 @@ def direction_error(name: str, method: str, ours: Stepper) -> float:
   losses = torch.stack(theirs.losses())
   ours()  # the first step
   info = jax.device_get(ours.info)
-  np.testing.assert_allclose(losses.detach().numpy(), info.losses, rtol=2e-4)
+  rough = 50 if jax.config.jax_default_matmul_precision == 'tensorfloat32' else 1
+  np.testing.assert_allclose(losses.detach().numpy(), info.losses, rtol=2e-4 * rough)
   if method in LOSSES:
     weights = torch.autograd.grad(theirs.method(losses), losses)[0].numpy()
     return float(np.abs(weights - info.weights).max() / np.abs(info.weights).max())
   rows = [torch.autograd.grad(loss, theirs.shared, retain_graph=True) for loss in losses]
   J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).double()
-  np.testing.assert_allclose((J @ J.T).numpy(), info.gramian, rtol=0, atol=2e-3 * np.abs(info.gramian).max())
+  np.testing.assert_allclose((J @ J.T).numpy(), info.gramian, rtol=0, atol=2e-3 * rough * np.abs(info.gramian).max())
   G = np.float64(info.gramian)
   root = np.linalg.cholesky(G + 1e-12 * np.trace(G) * np.eye(T))  # rows with these products
   torch.manual_seed(0)
@@ -145,13 +157,13 @@ def direction_error(name: str, method: str, ours: Stepper) -> float:
   return length(weights - found) / length(weights)
 
 
-def compare(name: str, methods, rounds: int, limit: float, fused: bool):
+def compare(name: str, methods, rounds: int, limit: float, **torchs):
   """One table of a workload."""
   print(f'\n{name:<13}{"ours ms":>9}{"direction":>11}' + ''.join(f'{way:>30}' for way in WAYS) + f'{"fastest":>9}')
   for method in methods:
     ours = Stepper(WORKLOADS[name], METHODS[method][0]())
     error = direction_error(name, method, ours)
-    runs = {way: Torch(name, ours.params, method, way, fused) for way in ways_of(method)}
+    runs = {way: Torch(name, ours.params, method, way, **torchs) for way in ways_of(method)}
     seconds, ratio = in_turn({'ours': ours, **runs}, rounds, limit=limit)
     found = {way: ratio(way, 'ours') for way in runs}
     if method in LOSSES:
@@ -201,10 +213,15 @@ def main():
   parser.add_argument('--limit', type=float, default=20, help='seconds for the rounds of a method (default 20)')
   parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='of torch (default: cores)')
   parser.add_argument('--plain_adam', action='store_true', help="torch's Adam as it comes, not the fused one")
+  parser.add_argument('--device', default='cpu', help="of torch: 'cpu' or 'cuda'; JAX has JAX_PLATFORMS")
+  parser.add_argument('--tf32', action='store_true', help='float32 products on tensor cores, on both sides')
   parser.add_argument('--memory', choices=WORKLOADS)
   parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   torch.set_num_threads(args.threads)
+  torch.set_float32_matmul_precision('high' if args.tf32 else 'highest')
+  torch.backends.cudnn.allow_tf32 = args.tf32
+  jax.config.update('jax_default_matmul_precision', 'tensorfloat32' if args.tf32 else 'float32')
   if args.peak:
     peak(*args.peak)
     return
@@ -213,7 +230,7 @@ def main():
     print_memory(args.memory)
     return
   for name in args.workloads:
-    compare(name, args.methods, args.rounds, args.limit, not args.plain_adam)
+    compare(name, args.methods, args.rounds, args.limit, fused=not args.plain_adam, device=args.device)
 
 
 if __name__ == '__main__':

@@ -85,6 +85,8 @@ TRUNKS = {
   **dict.fromkeys(('b2', 'b8', 'b40'), lambda: mlp(128, (512,) * 4)),
   'lenet': lambda: lenet(36, (10, 20), 50),
   'resnet': lambda: resnet18(16, 8),
+  'wide': lambda: mlp(1024, (4096,) * 4),
+  'resnet64': lambda: resnet18(64, 8),
 }
 
 

@@ -56,13 +56,22 @@ def mlp(tasks: int) -> Workload:
   return Workload((128,), lambda dtype=None: mtl.trunks.MLP((512,) * 4, dtype=dtype), 256, tasks)
 
 
+def resnet(width: int, batch: int) -> Workload:
+  """ResNet-18 with GroupNorm on 32x32 pixels, three tasks."""
+  trunk = lambda dtype=None: mtl.trunks.resnet18(width=width, groups=8, dtype=dtype)
+  return Workload((32, 32, 3), trunk, batch, 3)
+
+
 WORKLOADS = {
   's8': Workload((32,), lambda dtype=None: mtl.trunks.MLP((64, 64), dtype=dtype), 64, 8),
   'b2': mlp(2),
   'b8': mlp(8),
   'b40': mlp(40),
   'lenet': Workload((36, 36, 1), lambda dtype=None: mtl.trunks.LeNet((10, 20), 50, dtype=dtype), 256, 2),
-  'resnet': Workload((32, 32, 3), lambda dtype=None: mtl.trunks.resnet18(width=16, groups=8, dtype=dtype), 32, 3),
+  'resnet': resnet(16, 32),
+  # what keeps an accelerator busy
+  'wide': Workload((1024,), lambda dtype=None: mtl.trunks.MLP((4096,) * 4, dtype=dtype), 2048, 8),
+  'resnet64': resnet(64, 256),
 }
 
 
@@ -139,7 +148,7 @@ def about(*packages: str) -> str:
     [
       *versions,
       f'Python {platform.python_version()}',
-      f'{device.platform} ({_processor()}), {cores} cores',
+      f'{device.platform} ({_processor() if device.platform == "cpu" else device.device_kind}), {cores} cores',
       f'load {os.getloadavg()[0]:.1f}',
       datetime.date.today().isoformat(),
     ]

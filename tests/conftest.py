@@ -16,8 +16,11 @@ FLAGS = [
 ]
 if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):  # later ones do not know the flag
   FLAGS.append('--xla_cpu_use_fusion_emitters=false')
-os.environ.setdefault('XLA_FLAGS', ' '.join(FLAGS))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'cuda' in os.environ['JAX_PLATFORMS']:
+  FLAGS = [FLAGS[0], '--xla_gpu_autotune_level=0']
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # workers share the device
+os.environ.setdefault('XLA_FLAGS', ' '.join(FLAGS))
 os.environ.setdefault('MPLBACKEND', 'agg')
 CACHE = pathlib.Path(os.environ.get('MTLJAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'mtljax-test-cache'))
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))

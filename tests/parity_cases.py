@@ -273,7 +273,8 @@ def train(mode: str, case: Case):
   """[(state, info)] after every batch."""
   with jax.enable_x64(case.dtype == 'float64'):
     parts, at, options = setup(case)
-    mesh = Mesh(np.array(jax.devices()).reshape(-1, 2), ('data', 'model')) if mode == 'model' else None
+    split = 2 if jax.device_count() % 2 == 0 else 1
+    mesh = Mesh(np.array(jax.devices()).reshape(-1, split), ('data', 'model')) if mode == 'model' else None
     step = mtl.make_train_step(*parts, at=at, **options)
     step = mtl.compile_step(step, mode='sharded' if mesh else mode, mesh=mesh, split_from=8)  # kernels, not biases
     state = jax.tree.map(jnp.asarray, start(case)).replace(key=jax.random.key(0))
