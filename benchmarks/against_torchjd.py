@@ -173,14 +173,17 @@ def compare(name: str, methods, rounds: int, limit: float, **torchs):
     print(f'{method:<13}{1e3 * seconds["ours"]:>9.2f}{error:>11.0e}' + ''.join(cells) + f'{fastest:>9.2f}', flush=True)
 
 
-def peak(name: str, side: str, method: str = 'upgrad'):
-  """MB: resident after a step, and at most in three more."""
+def peak(name: str, side: str, device: str, method: str = 'upgrad'):
+  """MB: resident after a step, at most in three more, and at most since the start; on a GPU, what is allocated."""
   step = Stepper(WORKLOADS[name], METHODS[method][0]())
   if side != 'ours':
     params, step = step.params, None
-    step = Torch(name, params, method, side)
+    step = Torch(name, params, method, side, device=device)
   for _ in range(2):
     jax.block_until_ready(step())
+  if device != 'cpu':
+    print(*(f'{value / 2**20:.0f}' for value in _allocated(step, side)))
+    return
   ctypes.CDLL('libc.so.6').malloc_trim(0)
   with open('/proc/self/clear_refs', 'w') as file:
     file.write('5')  # the high-water mark starts afresh
@@ -191,15 +194,27 @@ def peak(name: str, side: str, method: str = 'upgrad'):
   print(f'{before:.0f} {_status("VmHWM"):.0f} {whole:.0f}')
 
 
+def _allocated(step, side: str) -> tuple[int, int, int]:
+  """Bytes on the GPU; JAX does not start its high-water mark afresh, and it counts what compilation tried out."""
+  if side == 'ours':
+    stats = jax.devices()[0].memory_stats()
+    return stats['bytes_in_use'], stats['peak_bytes_in_use'], stats['peak_bytes_in_use']
+  whole, before = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+  torch.cuda.reset_peak_memory_stats()
+  for _ in range(3):
+    jax.block_until_ready(step())
+  return before, torch.cuda.max_memory_allocated(), whole
+
+
 def _status(field: str) -> float:
   with open('/proc/self/status') as lines:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def print_memory(name: str):
-  print(f'\n{name}, MB resident{"before":>10}{"peak":>9}{"added":>9}{"with compilation":>19}')
+def print_memory(name: str, device: str):
+  print(f'\n{name}, MB {"resident" if device == "cpu" else "on GPU  "}{"before":>10}{"peak":>9}{"added":>9}{"with compilation":>19}')
   for side in ('ours', *WAYS):
-    command = [sys.executable, __file__, '--peak', name, side]
+    command = [sys.executable, __file__, '--peak', name, side, '--device', device]
     found = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout.split()
     before, high, whole = map(float, found)
     print(f'{side:<17}{before:>10.0f}{high:>9.0f}{high - before:>9.0f}{whole:>19.0f}', flush=True)
@@ -223,11 +238,11 @@ def main():
   torch.backends.cudnn.allow_tf32 = args.tf32
   jax.config.update('jax_default_matmul_precision', 'tensorfloat32' if args.tf32 else 'float32')
   if args.peak:
-    peak(*args.peak)
+    peak(*args.peak, args.device)
     return
   print(about('torch', 'torchjd') + f', torch threads {torch.get_num_threads()}')
   if args.memory:
-    print_memory(args.memory)
+    print_memory(args.memory, args.device)
     return
   for name in args.workloads:
     compare(name, args.methods, args.rounds, args.limit, fused=not args.plain_adam, device=args.device)

@@ -306,6 +306,8 @@ def test_top_level(capfd):
     assert code == 0 and all(f'\n  {command} ' in out for command in COMMANDS)
   code, out, _ = call(capfd, '--version')
   assert (code, out) == (0, f'mtljax {mtl.__version__}\n')
+  module = subprocess.run([sys.executable, '-m', 'mtljax', '--version'], capture_output=True, text=True, check=True)
+  assert module.stdout == out
 
 
 def test_list_names_everything(capfd):

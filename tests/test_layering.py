@@ -17,7 +17,7 @@ FLOORS = {
   5: ('train_step', 'evaluate', 'parallel'),
   6: ('checkpoint', 'transfer', 'analysis'),
   7: ('experiment', 'lock', 'rundir', 'events', 'loop', 'runs', 'training'),
-  8: ('cli', 'compare', 'lanes', 'options'),
+  8: ('__main__', 'cli', 'compare', 'lanes', 'options'),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OWNERS = {
