@@ -212,7 +212,8 @@ def _status(field: str) -> float:
 
 
 def print_memory(name: str, device: str):
-  print(f'\n{name}, MB {"resident" if device == "cpu" else "on GPU  "}{"before":>10}{"peak":>9}{"added":>9}{"with compilation":>19}')
+  where = 'resident' if device == 'cpu' else 'on GPU  '
+  print(f'\n{name}, MB {where}{"before":>10}{"peak":>9}{"added":>9}{"with compilation":>19}')
   for side in ('ours', *WAYS):
     command = [sys.executable, __file__, '--peak', name, side, '--device', device]
     found = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout.split()

@@ -1,7 +1,7 @@
 """A GPU or a TPU gives the numbers of the CPU beside it: `JAX_PLATFORMS=cuda,cpu pytest -m accelerator`.
 
-The rows of `parity_cases.py` in their modes on all devices of the accelerator, then what it computes in another way than a
-CPU: convolutions, products of float32 on tensor cores, solvers in loops.
+The rows of `parity_cases.py` in their modes on all devices of the accelerator, then what it computes in another way
+than a CPU: convolutions, products of float32 on tensor cores, solvers in loops.
 """
 
 import flax.linen as nn
