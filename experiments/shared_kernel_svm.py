@@ -67,11 +67,14 @@ class Config:
     kernel: 'gaussian' exp(-|Px - Pz|^2) or 'linear' (Px)'(Pz).
     rank: rows of P.
     C: of every task's machine, the weight of its hinge losses against |w|^2 / 2.
-    train_size: training points, which are the kernel's centres, too.
+    train_size: training points.
+    centres: how many of them are the kernel's centres, the first ones; 0 is all (fewer: a reduced machine, Lee &
+      Mangasarian 2001).
+    batch_size: training points that a step sees; 0 is all.
     learn_kernel: False leaves P as it is drawn: the machines of scikit-learn's SVC.
     learning_rate: of Adam for the coefficients at the start; it falls to 0 with the cosine of the step.
     kernel_rate: of Adam for P, as a multiple of it.
-    steps: how many steps; every one sees all training points.
+    steps: how many steps.
     data_dir: folder with adult.csv.gz, or the folder above it, called adult; digits need none.
   """
 
@@ -80,6 +83,8 @@ class Config:
   rank: int = 64
   C: float = 10.0
   train_size: int = 400
+  centres: int = 0
+  batch_size: int = 0
   learn_kernel: bool = True
   learning_rate: float = 3e-2
   kernel_rate: float = 3e-3
@@ -147,7 +152,8 @@ def load(config: Config) -> dict:
     table = tables.read_csv(lines.locate(config.data_dir, 'adult.csv', 'adult'))
     parts = table.split_by('is_test', {'train': 0, 'test': 1})
     rows = np.random.default_rng(0).permutation(len(parts['train']))
-    parts |= {'train': parts['train'].rows(rows[: config.train_size]), 'val': parts['train'].rows(rows[-2000:])}
+    rows, val = np.split(rows, [-min(2000, len(rows) // 5)])
+    parts |= {'train': parts['train'].rows(chosen(config, rows)), 'val': parts['train'].rows(val)}
     labels = {
       'income': tables.yes_no('income-over-50k', 1),
       'never_married': tables.yes_no('marital-status', 'Never-married'),
@@ -162,9 +168,16 @@ def load(config: Config) -> dict:
   for task, pair in enumerate(PAIRS):
     y[np.isin(digits, pair), task] = digits[np.isin(digits, pair)] == pair[1]
   rows = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(y).all(axis=1)))
-  cuts = {'train': rows[: config.train_size], 'val': rows[-800:-500], 'test': rows[-500:]}
+  cuts = {'train': chosen(config, rows[:-800]), 'val': rows[-800:-500], 'test': rows[-500:]}
   names = [f'{a}_or_{b}' for a, b in PAIRS]
   return standardise({part: tables.from_matrix(x[cut], y[cut], names) for part, cut in cuts.items()})
+
+
+def chosen(config: Config, rows: np.ndarray) -> np.ndarray:
+  """The training points among those that are for training."""
+  if not 1 <= config.train_size <= len(rows):
+    raise mtl.InputError(f'train_size: found {config.train_size}, expected 1 to {len(rows)}.')
+  return rows[: config.train_size]
 
 
 def standardise(splits: dict) -> dict:
@@ -180,6 +193,12 @@ def build(config: Config) -> mtl.Experiment:
   if config.kernel not in KERNELS or config.data not in ('digits', 'adult'):
     found = f'kernel {config.kernel!r} and data {config.data!r}'
     raise mtl.InputError(f"found {found}, expected kernel 'gaussian' or 'linear' and data 'digits' or 'adult'.")
+  for name in ('centres', 'batch_size'):
+    if not 0 <= getattr(config, name) <= config.train_size:
+      found = getattr(config, name)
+      raise mtl.InputError(
+        f'{name}: found {found}, expected 1 to train_size, {config.train_size}, or 0 for all of them.'
+      )
   splits = load(config)
   train, size = splits['train'], len(splits['train']['inputs'])
   counts = {name: int(train['mask'].get(name, np.ones(size)).sum()) for name in train['labels']}
@@ -193,9 +212,9 @@ def build(config: Config) -> mtl.Experiment:
 
   return mtl.Experiment(
     name='shared_kernel_svm',
-    model=machines(KERNELS[config.kernel], train['inputs'], config.rank, beta),
+    model=machines(KERNELS[config.kernel], train['inputs'][: config.centres or size], config.rank, beta),
     tasks=tuple(mtl.Task(name, mtl.losses.hinge, metrics=metrics) for name in counts),
-    train=mtl.data.Batches(train, size),
+    train=mtl.data.Batches(train, config.batch_size or size),
     val=mtl.data.eval_batches(splits['val'], 500),
     test=mtl.data.eval_batches(splits['test'], 500),
     optimizer=optimizer,

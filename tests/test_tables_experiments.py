@@ -119,6 +119,18 @@ def test_digits_have_a_task_for_each_pair():
     svm.build(svm.Config(kernel='cubic'))
 
 
+def test_a_reduced_machine_has_fewer_centres_than_points(folder):
+  options = dict(data='adult', data_dir=str(folder), train_size=100)
+  experiment = svm.build(svm.Config(centres=7, batch_size=20, **options))
+  batch = experiment.train(seed=0, step=0)
+  params, _ = experiment.model.init(jax.random.key(0), batch['inputs'])
+  assert len(batch['inputs']) == 20 and params['tasks']['income']['a'].shape == (7,)
+  for wrong in ({'centres': 101}, {'batch_size': -1}, {'train_size': 200}, {'train_size': 0}):
+    (name,) = wrong
+    with pytest.raises(mtl.InputError, match=f'^{name}: found {wrong[name]}, expected 1 to'):
+      svm.build(svm.Config(**{**options, **wrong}))
+
+
 def solve(kernel, x, y, steps, rate, shared):
   """Parameters after full-batch steps."""
   model = svm.machines(svm.KERNELS[kernel], x, 3, {task: 1 / len(x) for task in y})
