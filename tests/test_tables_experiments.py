@@ -123,7 +123,7 @@ def test_a_reduced_machine_has_fewer_centres_than_points(folder):
   options = dict(data='adult', data_dir=str(folder), train_size=100)
   experiment = svm.build(svm.Config(centres=7, batch_size=20, **options))
   batch = experiment.train(seed=0, step=0)
-  params, _ = experiment.model.init(jax.random.key(0), batch['inputs'])
+  params, _ = experiment.model.init(jax.random.key(0), {'income': batch['inputs']})
   assert len(batch['inputs']) == 20 and params['tasks']['income']['a'].shape == (7,)
   for wrong in ({'centres': 101}, {'batch_size': -1}, {'train_size': 200}, {'train_size': 0}):
     (name,) = wrong
