@@ -47,7 +47,7 @@ def data_dir(request):
   """Folder of the data sets that are not shipped."""
   folder = request.config.getoption('--data_dir')
   if folder is None:
-    pytest.fail('tests marked `data` need --data_dir DIR')
+    pytest.fail('tests marked `data` need --data_dir=DIR')
   return pathlib.Path(folder)
 
 
