@@ -100,14 +100,14 @@ def load(data_dir: str, train_images: int) -> dict:
 def schedule(config: Config) -> schedules.Schedule | schedules.ByLoss | None:
   """Which tasks a step has."""
   made = {
-    'all': lambda: None,
-    'round_robin': schedules.round_robin,
-    'sampled': lambda: schedules.sampled(config.temperature),
-    'by_loss': lambda: schedules.by_loss(config.temperature),
+    'all': None,
+    'round_robin': schedules.round_robin(),
+    'sampled': schedules.sampled(config.temperature),
+    'by_loss': schedules.by_loss(config.temperature),
   }
   if config.schedule not in made:
     raise mtl.InputError(f'schedule: found {config.schedule!r}, expected one of {sorted(made)}.')
-  return made[config.schedule]()
+  return made[config.schedule]
 
 
 def build(config: Config) -> mtl.Experiment:

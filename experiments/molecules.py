@@ -73,14 +73,14 @@ class Config:
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, weight_decay=0)
   splits = mtl.data.molecules.tox21(config.data_dir, config.split)
   weights = mtl.data.tables.positive_weights(splits['train'])
-  schedule = None
+  schedules = {'all': None, 'sampled': mtl.data.schedules.sampled(config.temperature)}
+  if config.schedule not in schedules:
+    raise mtl.InputError(f"schedule: found {config.schedule!r}, expected 'all' or 'sampled'.")
   if config.schedule == 'sampled':
     splits = {split: mtl.data.tables.apart(examples) for split, examples in splits.items()}
-    schedule = mtl.data.schedules.sampled(config.temperature)
-  elif config.schedule != 'all':
-    raise mtl.InputError(f"schedule: found {config.schedule!r}, expected 'all' or 'sampled'.")
   if config.imbalance not in ('none', 'weights'):
     raise mtl.InputError(f"imbalance: found {config.imbalance!r}, expected 'none' or 'weights'.")
   loss = mtl.losses.sigmoid_cross_entropy
@@ -101,7 +101,7 @@ def build(config: Config) -> mtl.Experiment:
     name='molecules',
     model=mtl.sharing.parse(config.architecture)(trunk, heads),
     tasks=tasks,
-    train=mtl.data.Batches(splits['train'], config.batch_size, schedule=schedule),
+    train=mtl.data.Batches(splits['train'], config.batch_size, schedule=schedules[config.schedule]),
     val=mtl.data.eval_batches(splits['val'], 800),
     test=mtl.data.eval_batches(splits['test'], 800),
     optimizer=optimizer,

@@ -83,7 +83,8 @@ TREE = TaskTree((('a', 'b', 'c'), ('d', 'e', 'f'), ('g', 'h', 'i')))
 METHODS = ('mtrl', 'graph', 'l2', 'equal', 'single', 'branching')
 # Choosing a branch takes more examples, branches that cannot hold several groups (one feature each, see `build`) and
 # many starts: most end with a task or a group in the wrong branch.
-BRANCHING = dict(noise=0.3, train_size=300, learning_rate=2e-2, steps=2000, starts=16)
+BRANCHING = dict(noise=0.3, train_size=300, learning_rate=2e-2, steps=2000)
+STARTS = {'branching': 16}
 QUANTITIES = {
   'correlation': 'correlation with the true covariance',
   'rand index': 'adjusted Rand index',
@@ -114,7 +115,6 @@ class Config:
     steps: how many batches are learned from.
     batch_size: examples per step.
     hidden: units of the trunk.
-    starts: trainings of the study, of which the one with the smallest validation loss counts.
   """
 
   method: str = 'mtrl'
@@ -130,13 +130,13 @@ class Config:
   steps: int = 1500
   batch_size: int = 30
   hidden: int = 64
-  starts: int = 1
 
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model, penalty and optimiser of one method."""
   if config.method not in METHODS:
     raise mtl.InputError(f'method: found {config.method!r}, expected one of {METHODS}.')
+  mtl.experiment.check_ranges(config, data_seed=0, beta=0, decay=0)
   made = data(config)
   metrics = {'r2': mtl.metrics.r2()}
   tasks = tuple(mtl.Task(name, mtl.losses.squared_error, metrics=metrics) for name in made.names)
@@ -190,7 +190,10 @@ def data(config: Config) -> related_tasks.RelatedTasks:
 
 
 def fit(config: Config, seeds) -> list:
-  """States after training, the best start for each seed of the data; all are trained at once."""
+  """States after training, for each seed of the data that of the start with the smallest validation loss.
+
+  All are trained at once.
+  """
   runs = [build(dataclasses.replace(config, data_seed=seed)) for seed in seeds]
   model, tasks, balancer = runs[0].model, runs[0].tasks, mtl.balancing.equal()
   optimizer = runs[0].optimizer(config.learning_rate, tuple(task.name for task in tasks))
@@ -211,7 +214,9 @@ def fit(config: Config, seeds) -> list:
   indices = np.stack([[run.train.indices(seed, i) for i in range(config.steps)] for seed, run in zip(seeds, runs)])
   starts = jax.vmap(lane, in_axes=(None, 0, None, None, None))
   lanes = jax.jit(jax.vmap(starts, in_axes=(0, None, 0, 0, 0)))
-  states, losses = lanes(jnp.array(seeds), jnp.arange(config.starts), examples, jnp.asarray(indices), val)
+  states, losses = lanes(
+    jnp.array(seeds), jnp.arange(STARTS.get(config.method, 1)), examples, jnp.asarray(indices), val
+  )
   best = np.argmin(losses, axis=1)
   return [jax.tree.map(lambda leaf, at=(place, start): leaf[at], states) for place, start in enumerate(best)]
 

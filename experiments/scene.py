@@ -76,6 +76,7 @@ class Config:
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, stages=1, boundary_weight=0)
   if config.dataset == 'camvid':
     splits, kinds = camvid.load(config.data_dir, config.size), {'segmentation': 'labels', 'boundary': 'labels'}
     tasks, heads = _classes(len(camvid.CLASSES)), _camvid_heads(len(camvid.CLASSES))

@@ -190,6 +190,7 @@ def standardise(splits: dict) -> dict:
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, rank=1, C=1e-9, kernel_rate=0)
   if config.kernel not in KERNELS or config.data not in ('digits', 'adult'):
     found = f'kernel {config.kernel!r} and data {config.data!r}'
     raise mtl.InputError(f"found {found}, expected kernel 'gaussian' or 'linear' and data 'digits' or 'adult'.")

@@ -204,6 +204,7 @@ def _frames(heard: clips.Clips, mels: int) -> clips.Clips:
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, width=2, depth=1, val_sentences=1, recognition_weight=0)
   heard, words = recognition(config)
   written, tokens = translation(config)
   splits = {part: {**heard[part], **written[part]} for part in TEXT}

@@ -253,6 +253,7 @@ def layers(config: Config) -> nn.Module:
 
 def build(config: Config) -> mtl.Experiment:
   """Data, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, depth=1, parts=1, entity_weight=0, word_dropout=(0, 1))
   splits = load(config)
   tags, reader = splits['train'].tags, Reader(config, splits['train'])
   examples = {split: found.examples(reader(found)) for split, found in splits.items()}

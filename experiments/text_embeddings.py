@@ -198,6 +198,7 @@ def drop_words(rate: float):
 
 def build(config: Config) -> mtl.Experiment:
   """Data, embeddings, tasks, model and optimiser."""
+  mtl.experiment.check_ranges(config, features=1, skip_gram_steps=0, word_dropout=(0, 1), head_rate=0)
   loaded = labelled_text.text_cls(config.data_dir, {**SETS, **{name: name for name in UNLABELLED}})
   texts = [t for parts in loaded.values() for t in parts['train'].texts]
   own = [t for task in SETS for t in loaded[task]['train'].texts]

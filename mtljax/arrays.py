@@ -2,6 +2,8 @@
 
 import contextlib
 import contextvars
+import math
+import numbers
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,22 @@ def check_names(argument: str, found, expected, *, all_of: bool = True) -> None:
   if unknown or missing:
     parts = [f'unknown {unknown}'] * bool(unknown) + [f'missing {missing}'] * bool(missing)
     raise InputError(f'{argument}: found {sorted(found)}, expected {sorted(expected)}: {", ".join(parts)}.')
+
+
+def check_weight(argument: str, value) -> None:
+  """Raises unless `value` is what a penalty is weighed with: a number >= 0 or a schedule; a traced one passes."""
+  if isinstance(value, jax.core.Tracer):
+    return
+  array = isinstance(value, jax.Array) and value.ndim == 0
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool) or array
+  if not callable(value) and not (number and 0 <= value < math.inf):
+    raise InputError(f'{argument}: found {value!r}, expected a number >= 0 or a schedule.')
+
+
+def check_seed(argument: str, seed) -> None:
+  """Raises unless it is a whole number of at least 0."""
+  if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+    raise InputError(f'{argument}: found {seed!r}, expected a whole number >= 0.')
 
 
 def stack_tasks(by_task: Mapping[str, Array], names: Sequence[str]) -> Array:

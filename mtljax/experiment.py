@@ -134,6 +134,25 @@ class Options:
       raise InputError(f'learning_rate: found {self.learning_rate!r}, expected a positive number.')
 
 
+def check_ranges(config, **ranges: float | tuple[float, float]) -> None:
+  """Raises unless fields of a `Config` are in their ranges: finite and at least `low`, or in [low, high).
+
+  Of a field that has several numbers, all have to be.
+
+  >>> from types import SimpleNamespace
+  >>> check_ranges(SimpleNamespace(depth=2, word_dropout=0.3), depth=1, word_dropout=(0, 1))
+
+  Raises:
+    InputError: a number out of its range.
+  """
+  for name, limits in ranges.items():
+    low, high = limits if isinstance(limits, tuple) else (limits, math.inf)
+    found = getattr(config, name)
+    if not all(low <= number < high for number in (found if isinstance(found, tuple) else (found,))):
+      expected = f'a number >= {low}' if high == math.inf else f'a number of at least {low} and below {high}'
+      raise InputError(f'{name}: found {found!r}, expected {expected}.')
+
+
 def score(tasks: Sequence[Task], values: Mapping[str, Mapping[str, float]]) -> float | None:
   """One number to choose a checkpoint by, higher is better: the mean over tasks of the first metric.
 

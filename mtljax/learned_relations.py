@@ -39,7 +39,8 @@ def mtrl(beta: float | Callable, where: str = 'kernel', task: str | None = None,
     A `Penalty`.
 
   Raises:
-    InputError: eps that is not positive; while tracing, a pattern that matches nothing, tasks of different shapes.
+    InputError: beta below 0 or not finite, eps that is not positive; while tracing, a pattern that matches nothing,
+      tasks of different shapes.
 
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': jnp.array([3.0, 0.0])}, 'b': {'kernel': jnp.array([0.0, 1.0])}}}
   >>> round(mtrl(1.0).value(params).item(), 3)  # (3 + 1)^2 / 2
@@ -52,6 +53,7 @@ def mtrl(beta: float | Callable, where: str = 'kernel', task: str | None = None,
   https://arxiv.org/abs/1203.3536. Departs from it: one gradient step between two updates of Omega instead of a convex
   problem solved to the end, and eps.
   """
+  arrays.check_weight('mtrl beta', beta)
   _check_positive('mtrl eps', eps)
 
   def value(params):
@@ -106,7 +108,7 @@ def adaptive_graph(
     A `Penalty`; 0 where all tasks are equal, at most beta temperature T log T.
 
   Raises:
-    InputError: a temperature that is not positive; while tracing, as `mtrl`.
+    InputError: beta below 0 or not finite, a temperature that is not positive; while tracing, as `mtrl`.
 
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': jnp.zeros(2)}, 'b': {'kernel': jnp.array([1.0, 1.0])}}}
   >>> round(adaptive_graph(1.0, temperature=1.0).value(params).item(), 4)  # -2 log((1 + 1/e) / 2)
@@ -121,6 +123,7 @@ def adaptive_graph(
   from both: distances are those of parameters, not of signals or of losses on the other tasks' data; rows on the
   simplex, not free weights.
   """
+  arrays.check_weight('adaptive_graph beta', beta)
   _check_positive('adaptive_graph temperature', temperature)
 
   def value(params):

@@ -4,7 +4,8 @@ They are computed in float32 (float64 for float64 outputs) whatever the compute 
 `functools.partial(losses.huber, delta=0.5)` is a task's loss. The engine takes the masked mean.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,10 @@ def softmax_cross_entropy(outputs: Array, labels: Array, *, label_smoothing: flo
     f[B, ...].
 
   Raises:
-    InputError: labels of another shape or dtype, outputs that are not logits.
+    InputError: labels of another shape or dtype, outputs that are not logits, a share outside [0, 1).
   """
   outputs, labels = _outputs('softmax_cross_entropy', outputs), jnp.asarray(labels)
+  _check('softmax_cross_entropy', 'label_smoothing', label_smoothing, lambda x: 0 <= x < 1, 'at least 0 and below 1')
   if outputs.ndim < 2:
     raise InputError(f'softmax_cross_entropy: outputs have shape {outputs.shape}, expected logits [B, ..., classes].')
   classes = outputs.shape[-1]
@@ -122,10 +124,12 @@ def sigmoid_focal(outputs: Array, labels: Array, *, alpha: float | None = None, 
     f[B, ...], of the outputs' shape.
 
   Raises:
-    InputError: labels of another shape.
+    InputError: labels of another shape, alpha outside [0, 1], gamma below 0.
 
   Reference: Lin et al., Focal Loss for Dense Object Detection (2017), https://arxiv.org/abs/1708.02002.
   """
+  _check('sigmoid_focal', 'alpha', 0 if alpha is None else alpha, lambda x: 0 <= x <= 1, 'a share from 0 to 1, or None')
+  _check('sigmoid_focal', 'gamma', gamma, lambda x: 0 <= x < math.inf, 'a number >= 0')
   return optax.losses.sigmoid_focal_loss(*_alike('sigmoid_focal', outputs, labels), alpha=alpha, gamma=gamma)
 
 
@@ -166,6 +170,7 @@ def huber(outputs: Array, labels: Array, *, delta: float = 1.0) -> Array:
 
   Reference: Huber, Robust Estimation of a Location Parameter (1964), https://doi.org/10.1214/aoms/1177703732.
   """
+  _check('huber', 'delta', delta, lambda x: 0 < x < math.inf, 'a number > 0')
   return optax.losses.huber_loss(*_alike('huber', outputs, labels), delta=delta)
 
 
@@ -262,10 +267,15 @@ def distillation(outputs: Array, labels: Array, *, temperature: float = 2.0) -> 
   outputs, labels = _alike('distillation', outputs, labels)
   if outputs.ndim < 2:
     raise InputError(f'distillation: outputs have shape {outputs.shape}, expected logits [B, ..., classes].')
-  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-    raise InputError(f'distillation: temperature is {temperature!r}, expected a number > 0.')
+  _check('distillation', 'temperature', temperature, lambda x: 0 < x < math.inf, 'a number > 0')
   student, teacher = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (outputs, labels))
   return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def _check(loss: str, option: str, value, holds: Callable, expected: str) -> None:
+  """Raises unless the option is a number for which `holds`; a traced one is not read."""
+  if not isinstance(value, jax.core.Tracer) and not holds(value):
+    raise InputError(f'{loss}: {option} is {value!r}, expected {expected}.')
 
 
 def _outputs(loss: str, outputs: Array) -> Array:

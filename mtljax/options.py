@@ -51,6 +51,9 @@ def parse(command, cls, argv, module, stored=None, positional='EXPERIMENT'):
     suggestion = hint('--' + found.strip('-').replace('-', '_'), [f'--{name}' for name in options])
     raise InputError(f'{what} {found!r} is unknown{suggestion}; see mtljax {command} --help.')
   values = {name: getattr(parsed, name) for name in options}
+  for name, value in values.items():
+    if any(x != x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)):
+      raise InputError(f'{name}: found {value!r}, expected {"numbers" if isinstance(value, tuple) else "a number"}.')
   if 'data_dir' in values:
     values['data_dir'] = os.path.expanduser(values['data_dir'])
   config = module.Config(**{name: values.get(name, field[1]) for name, field in own.items()}) if module else None

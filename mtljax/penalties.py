@@ -22,15 +22,20 @@ def l2(beta: float | Callable, where: str = '.*', task: str | None = None) -> Pe
   Returns:
     A `Penalty`.
 
+  Raises:
+    InputError: beta below 0 or not finite; while tracing, a pattern that matches nothing.
+
   >>> import jax.numpy as jnp
   >>> l2(0.1, where='shared').value({'shared': jnp.array([3.0, 4.0]), 'tasks': {}}).item()
   12.5
   """
+  arrays.check_weight('l2 beta', beta)
   return Penalty(beta, lambda params: 0.5 * _total(lambda p: jnp.sum(p * p), params, where), task)
 
 
 def l1(beta: float | Callable, where: str = '.*', task: str | None = None) -> Penalty:
   """R = sum |theta|; arguments as in `l2`."""
+  arrays.check_weight('l1 beta', beta)
   return Penalty(beta, lambda params: _total(lambda p: jnp.sum(jnp.abs(p)), params, where), task)
 
 
@@ -45,7 +50,12 @@ def l2_sp(beta: float | Callable, start: PyTree, where: str = '.*', task: str | 
 
   Returns:
     A `Penalty`.
+
+  Raises:
+    InputError: beta below 0 or not finite; while tracing, a pattern that matches nothing, parameters that `start` has
+      not or has in another shape.
   """
+  arrays.check_weight('l2_sp beta', beta)
   # copies: the parameters of a state that is donated to the step would be gone at the next trace
   origin = {arrays.path_label(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
 
@@ -89,8 +99,8 @@ def tree_lasso(
     A `Penalty`.
 
   Raises:
-    InputError: no tree, weights for other nodes or below 0, eps that is not positive; while tracing, a task that is
-      no leaf, a pattern that matches nothing, heads whose paths or features differ.
+    InputError: beta below 0 or not finite, no tree, weights for other nodes or below 0, eps that is not positive;
+      while tracing, a task that is no leaf, a pattern that matches nothing, heads whose paths or features differ.
 
   >>> a, b = jnp.array([[3.0], [0.0]]), jnp.array([[4.0], [1.0]])
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': a}, 'b': {'kernel': b}}}
@@ -102,6 +112,7 @@ def tree_lasso(
   with several outputs; a smooth norm under any optimiser instead of a proximal method; a tree keeps no heights of a
   dendrogram, so the balance between its levels is given (`tree_weights`).
   """
+  arrays.check_weight('tree_lasso beta', beta)
   if not isinstance(tree, TaskTree):
     raise InputError(f'tree_lasso tree: found {tree!r}, expected an mtljax.relations.TaskTree.')
   if not eps > 0:
@@ -175,8 +186,8 @@ def laplacian(beta: float | Callable, graph: TaskGraph, where: str = 'kernel') -
     A `Penalty`.
 
   Raises:
-    InputError: no graph; while tracing, a task that is no node, a pattern that matches nothing, heads whose paths or
-      shapes differ.
+    InputError: beta below 0 or not finite, no graph; while tracing, a task that is no node, a pattern that matches
+      nothing, heads whose paths or shapes differ.
 
   >>> a, b = jnp.array([3.0, 1.0]), jnp.array([1.0, 0.0])
   >>> params = {'shared': {}, 'tasks': {'a': {'kernel': a}, 'b': {'kernel': b}}}
@@ -187,6 +198,7 @@ def laplacian(beta: float | Callable, graph: TaskGraph, where: str = 'kernel') -
   https://www.jmlr.org/papers/v6/evgeniou05a.html. Departs from it: parameters of heads instead of linear functions in a
   reproducing kernel Hilbert space.
   """
+  arrays.check_weight('laplacian beta', beta)
   if not isinstance(graph, TaskGraph):
     raise InputError(f'laplacian graph: found {graph!r}, expected an mtljax.relations.TaskGraph.')
 

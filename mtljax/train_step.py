@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtljax import arrays, gradients, inputs, microbatches, optim
@@ -284,6 +285,9 @@ def _check_penalties(penalties, names):
   for penalty in penalties:
     if not isinstance(penalty, Penalty) or penalty.on not in ('params', 'outputs'):
       raise InputError(f"penalties: found {penalty!r}, expected mtljax.Penalty with on='params' or 'outputs'.")
+    weight = penalty.weight
+    if not callable(weight) and not isinstance(weight, jax.core.Tracer) and not np.all(np.isfinite(weight)):
+      raise InputError(f'penalties: found the weight {weight!r}, expected a finite number or a schedule.')
     if penalty.task is not None and penalty.task not in names:
       raise InputError(f'penalties: found one for task {penalty.task!r}, expected one of {names}.')
 

@@ -132,6 +132,13 @@ def test_resume_keeps_what_the_run_was_started_with(undisturbed, capfd, argv, me
   assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
+def test_no_option_takes_nan(folder, capfd, tmp_path):
+  argv = ('train', str(folder / 'tiny.py'), '--rate_of_labels', 'nan', '--run_dir', str(tmp_path / 'run'))
+  code, _, err = call(capfd, *argv)
+  assert code == 2 and err == 'mtljax train: rate_of_labels: found nan, expected a number.'
+  assert not (tmp_path / 'run').exists()
+
+
 def test_sigterm_is_a_clean_stop(folder, capfd, tmp_path, monkeypatch):
   step = runs.Run.step
 

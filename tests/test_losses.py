@@ -176,3 +176,28 @@ def test_outputs_that_are_no_floats(name):
 def test_options_by_partial():
   loss = functools.partial(losses.huber, delta=2.0)
   np.testing.assert_allclose(loss(jnp.array([3.0]), jnp.array([0.0])), 4.0)
+
+
+WRONG = {
+  'softmax_cross_entropy': ('label_smoothing', (-0.1, 1.0, np.nan)),
+  'sigmoid_focal': ('gamma', (-1.0, np.nan)),
+  'huber': ('delta', (0.0, -1.0, np.nan, np.inf)),
+  'distillation': ('temperature', (0.0, np.nan, np.inf)),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_options_out_of_range(name):
+  option, values = WRONG[name]
+  labels = np.zeros((2,), np.int32) if name == 'softmax_cross_entropy' else np.zeros((2, 3), np.float32)
+  loss = lambda value: getattr(losses, name)(np.zeros((2, 3), np.float32), labels, **{option: value})
+  for value in values:
+    with pytest.raises(InputError, match=f'{name}: {option} is {value}, expected'):
+      loss(value)
+  if name != 'softmax_cross_entropy':  # which asks whether its share is 0
+    jax.eval_shape(loss, 0.5)  # a traced one is not read
+
+
+def test_weight_of_the_positives_of_the_focal_loss_is_a_share():
+  with pytest.raises(InputError, match='sigmoid_focal: alpha is 1.5, expected a share from 0 to 1, or None'):
+    losses.sigmoid_focal(np.zeros((2, 3), np.float32), np.zeros((2, 3)), alpha=1.5)

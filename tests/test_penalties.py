@@ -29,6 +29,27 @@ def test_gradient_of_l2_is_weight_decay():
   assert grads['tasks']['a']['k'] == 0
 
 
+@pytest.mark.parametrize('beta', [-1.0, float('nan'), float('inf'), '0.1', True, jnp.float32(-1)], ids=str)
+@pytest.mark.parametrize(
+  'make',
+  [
+    mtl.penalties.l2,
+    mtl.penalties.l1,
+    lambda beta: mtl.penalties.l2_sp(beta, PARAMS),
+    lambda beta: mtl.penalties.tree_lasso(beta, TaskTree(('a', 'b'))),
+    lambda beta: mtl.penalties.laplacian(beta, TaskGraph(('a', 'b'), {('a', 'b'): 1.0})),
+    mtl.learned_relations.mtrl,
+    lambda beta: mtl.learned_relations.adaptive_graph(beta, 1.0),
+  ],
+  ids=['l2', 'l1', 'l2_sp', 'tree_lasso', 'laplacian', 'mtrl', 'adaptive_graph'],
+)
+def test_a_beta_that_is_none_is_named(make, beta):
+  with pytest.raises(mtl.InputError, match='beta: found .*, expected a number >= 0 or a schedule'):
+    make(beta)
+  assert float(make(0.5).weight) == 0.5 and callable(make(lambda count: 0.1).weight)
+  jax.jit(lambda beta: make(beta).weight)(0.5)  # a traced one is not read
+
+
 def test_bad_input_is_named():
   with pytest.raises(mtl.InputError, match=r"where='bias' matches no parameter"):
     mtl.penalties.l2(1.0, where='bias').value(PARAMS)

@@ -146,6 +146,7 @@ BAD = {
   'at': (dict(at='heads'), "at: found 'heads'"),
   'chunk_size': (dict(chunk_size=0), 'chunk_size: found 0'),
   'penalty': (dict(penalties=(3.0,)), 'penalties: found 3.0'),
+  'penalty weight': (dict(penalties=(mtl.Penalty(np.nan, lambda p: 0.0),)), 'the weight nan, expected a finite'),
   'penalty task': (dict(penalties=(mtl.Penalty(1.0, lambda p: 0.0, task='sise'),)), "task 'sise'"),
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtljax.arrays import check_names
+from mtljax.arrays import check_names, check_seed
 from mtljax.base import InputError, PyTree
 from mtljax.relations import TaskGraph, TaskTree
 
@@ -85,6 +85,7 @@ def make(
   for argument, number in (('num_inputs', num_inputs), ('num_features', num_features)):
     _check_count(argument, number)
   check_names('sizes', sizes, SIZES)
+  check_seed('seed', seed)
 
   weights = draw_weights(sigma, num_features, seed)
   features = _feature_map(num_inputs, num_features, np.random.default_rng((seed, 1)))

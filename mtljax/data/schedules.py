@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtljax.arrays import check_names
+from mtljax.arrays import check_names, check_seed
 from mtljax.base import InputError
 
 BLOCK = 1024  # steps that are drawn at once
@@ -240,7 +240,6 @@ def _shares(sizes: Sequence[float], temperature: float) -> np.ndarray:
 def _check(argument, temperature, weights, seed):
   if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not temperature >= 1:
     raise InputError(f'{argument}: temperature is {temperature!r}, expected a number of at least 1.')
-  if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-    raise InputError(f'{argument}: seed is {seed!r}, expected a whole number >= 0.')
+  check_seed(f'{argument} seed', seed)
   if weights is not None and not all(0 < weight < math.inf for weight in weights.values()):
     raise InputError(f'{argument}: weights are {dict(weights)}, expected positive numbers.')

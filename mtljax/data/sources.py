@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtljax.arrays import check_seed
 from mtljax.base import InputError, PyTree
 from mtljax.data.batching import count_examples, is_single_input
 
@@ -111,8 +112,9 @@ def split(examples: PyTree, fractions: Mapping[str, float], seed: int = 0) -> di
   (7, 3)
 
   Raises:
-    InputError: fractions that are not positive or do not sum to 1, a part without an example.
+    InputError: fractions that are not positive or do not sum to 1, a part without an example, a negative seed.
   """
+  check_seed('split seed', seed)
   shares = np.array(list(fractions.values()), float)
   if not shares.size or (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
     raise InputError(f'split fractions: found {dict(fractions)}, expected positive numbers that sum to 1.')

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mtljax.arrays import check_seed
 from mtljax.base import InputError
 from mtljax.data import audio
 from mtljax.data.clips import Clips, npz
@@ -83,11 +84,12 @@ def strings(clips: Clips, count: int, digits: tuple[int, int] = (2, 5), *, seed:
     `Clips` with columns text ('two five'), speaker and count.
 
   Raises:
-    InputError: counts that are not positive, a gap that is negative.
+    InputError: counts that are not positive, a gap or a seed that is negative.
   """
   low, high = digits
   if count < 1 or not 1 <= low <= high or gap < 0:
     raise InputError(f'strings: count is {count}, digits {tuple(digits)}, gap {gap}, expected >= 1, a range, >= 0.')
+  check_seed('strings seed', seed)
   draw = np.random.default_rng((5, seed))
   speakers = np.unique(clips.columns['speaker'])
   by_speaker = [np.flatnonzero(clips.columns['speaker'] == speaker) for speaker in speakers]

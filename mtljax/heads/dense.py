@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtljax.base import InputError
+from mtljax.trunks.dropout import dropped
 from mtljax.trunks.mlp import check_widths
 
 
@@ -37,9 +38,7 @@ class Dense(nn.Module):
       raise InputError(f'Dense: features are a {kind}, expected an array f[B, ...]; for a sequence, heads.pooled.')
     x = features.reshape(features.shape[0], -1)
     for width in self.hidden:
-      x = self.activation(nn.Dense(width, dtype=self.dtype)(x))
-      if self.dropout:
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+      x = dropped(self.dropout, self.activation(nn.Dense(width, dtype=self.dtype)(x)), train)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # float64 stays what it is
     y = nn.Dense(1 if self.outputs is None else self.outputs)(x)
     return y.squeeze(-1) if self.outputs is None else y

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtljax.heads.dense import _count
-from mtljax.trunks._sequence import dropped, unpack
+from mtljax.trunks._sequence import unpack
+from mtljax.trunks.dropout import dropped
 from mtljax.trunks.mlp import check_widths
 
 

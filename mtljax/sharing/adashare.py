@@ -15,7 +15,7 @@ from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing import _clock, scopes
 from mtljax.sharing.hard import hard as hard_sharing
 from mtljax.sharing.modules import Module, by_task, describe, explained
-from mtljax.sharing.stages import array_of, as_stages, check_flag, check_weight, no_features
+from mtljax.sharing.stages import array_of, as_stages, check_flag, no_features
 
 
 def adashare(
@@ -96,8 +96,8 @@ def adashare(
   tau = _clock.temperature('temperature', temperature, 5.0)
   _clock.check_steps('warmup', warmup)
   _clock.check_steps('curriculum', curriculum)
-  check_weight('adashare sparsity', sparsity)
-  check_weight('adashare sharing', sharing)
+  arrays.check_weight('adashare sparsity', sparsity)
+  arrays.check_weight('adashare sharing', sharing)
 
   def is_block(stage, x, y):
     if skippable is None:

@@ -13,7 +13,6 @@ import numpy as np
 from mtljax import arrays, losses
 from mtljax.base import Array, InputError, Model, Penalty, PyTree, Task
 from mtljax.sharing.modules import describe, explained
-from mtljax.sharing.stages import check_weight
 
 EPSILON = 1e-6  # of a squared norm
 
@@ -98,7 +97,7 @@ def distill(
   taught = {task: _teacher(task, given) for task, given in teachers.items()}
   betas, measures = (_per_task(name, x, taught) for name, x in (('beta', beta), ('responses', responses)))
   for task, weight in betas.items():
-    check_weight(f'distill beta of {task!r}', weight)
+    arrays.check_weight(f'distill beta of {task!r}', weight)
   pick = (lambda z, task: features(z, task)) if callable(features) else _own_features
 
   def compare(task, adaptor, z, y, frozen, x):
@@ -196,7 +195,7 @@ def follow(
   """
   if student == teacher:
     raise InputError(f'follow: found {student!r} as student and teacher, expected two tasks.')
-  check_weight('follow beta', beta)
+  arrays.check_weight('follow beta', beta)
 
   def value(params, outputs, *, inputs):
     if len(outputs) == 1:  # a single-task baseline

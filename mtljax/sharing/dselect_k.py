@@ -14,7 +14,6 @@ from mtljax import arrays
 from mtljax.base import Array, InputError, Model, Penalty
 from mtljax.sharing import _gates
 from mtljax.sharing.modules import Module, by_task, describe
-from mtljax.sharing.stages import check_weight
 
 EPSILON = 1e-6  # inside the logarithm of the entropy, whose derivative is infinite at 0
 
@@ -81,7 +80,7 @@ def dselect_k(
   if isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= shared.count:
     raise InputError(f'k: found {k!r}, expected a whole number from 1 to the number of experts, {shared.count}.')
   gamma = _gates.positive('gamma', gamma)
-  check_weight('entropy', entropy)
+  arrays.check_weight('entropy', entropy)
   static = isinstance(gates, str)
   if static and gates != 'static':
     raise InputError(f"gates: found {gates!r}, expected None, 'static', a module or {{task: module}}.")

@@ -13,7 +13,6 @@ from mtljax.sharing.modules import Module
 from mtljax.sharing.stages import (
   as_stages,
   check_fraction,
-  check_weight,
   near_identity,
   stack_streams,
   streams,
@@ -73,7 +72,7 @@ def sluice(
   check_fraction('sluice last', last)
   if isinstance(subspaces, bool) or not isinstance(subspaces, int) or subspaces < 1:
     raise InputError(f'sluice subspaces: found {subspaces!r}, expected a whole number of at least 1.')
-  check_weight('sluice beta', beta)
+  arrays.check_weight('sluice beta', beta)
   found = as_stages(stages, cuts)
   model = streams(found, heads, _unit(subspaces, own), readout=_readout(last), stems=stems)
   return model._replace(penalties=(Penalty(beta, _overlap(found.cuts, subspaces)),))

@@ -12,7 +12,7 @@ from mtljax.base import Array, InputError, Model, Penalty, PyTree
 from mtljax.sharing._merged import matching
 from mtljax.sharing.hard import hard
 from mtljax.sharing.modules import Module, as_module, by_task
-from mtljax.sharing.stages import check_weight, composed
+from mtljax.sharing.stages import composed
 
 
 def soft(
@@ -65,7 +65,7 @@ def soft(
   kinds = {'distance': distance, 'trace': trace_norm}
   if not callable(penalty) and penalty not in kinds:
     raise InputError(f'soft penalty: found {penalty!r}, expected one of {sorted(kinds)} or a function.')
-  check_weight('soft beta', beta)
+  arrays.check_weight('soft beta', beta)
   module, tied = as_module(trunk, 'trunk'), arrays.pattern('soft where', where)
   measure = penalty if callable(penalty) else kinds[penalty]
 

@@ -1,7 +1,5 @@
 """A trunk cut into stages, modules made of modules, and one stream of stages per task side by side."""
 
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -267,13 +265,6 @@ def check_fraction(argument: str, value) -> None:
   """Raises unless `value` is a number from 0 to 1."""
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
     raise InputError(f'{argument}: found {value!r}, expected a number from 0 to 1.')
-
-
-def check_weight(argument: str, value) -> None:
-  """Raises unless `value` is what a penalty is weighed with: a number >= 0 or a schedule."""
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not callable(value) and not (number and 0 <= value < math.inf):
-    raise InputError(f'{argument}: found {value!r}, expected a number >= 0 or a schedule.')
 
 
 def check_flag(argument: str, value) -> None:

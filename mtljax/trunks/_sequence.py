@@ -59,11 +59,6 @@ def zeroed(x: Array, mask: Array | None) -> Array:
   return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
-def dropped(rate: float, x: Array, train: bool) -> Array:
-  """Dropout, inside a compact method."""
-  return nn.Dropout(rate, deterministic=not train)(x) if rate else x
-
-
 class Chain(nn.Module):
   """A trunk that is its `stages` one after another, under their names."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mtljax.base import Array, InputError, PyTree
 from mtljax.trunks._sequence import Tokens, check_choice, check_counts, check_heads, zeroed
+from mtljax.trunks.dropout import dropout
 from mtljax.trunks.transformer import Attention, Embed, FeedForward, attend, empty_cache
 
 
@@ -109,7 +110,7 @@ class DecoderBlock(nn.Module):
     self.attention = Attention(self.heads, True, self.rotary, self.dropout, self.dtype)
     self.memory = MemoryAttention(self.heads, self.features, self.dtype)
     self.feed_forward = FeedForward(self.hidden, self.activation, self.dropout, self.dtype)
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout(self.dropout)
 
   def context(self, memory):
     """Keys and values of the memory."""
@@ -230,7 +231,7 @@ class RecurrentDecoder(nn.Module):
     self.recurrence = cells[self.cell](self.features, dtype=self.dtype)
     self.score = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
     self.mix = nn.Dense(self.features, dtype=self.dtype)
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = dropout(self.dropout)
 
   def __call__(self, targets, memory, mask, train: bool = False):
     """Tokens int[B, L], memory f[B, M, D], mask bool[B, M] -> f[B, L, C]; state i has seen the tokens 0 to i."""

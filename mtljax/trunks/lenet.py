@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mtljax.base import InputError
 from mtljax.trunks.batch_norm import BatchNorm
 from mtljax.trunks.conv import Conv, max_pool
+from mtljax.trunks.dropout import dropped
 from mtljax.trunks.mlp import MLP, check_widths
 
 
@@ -42,16 +43,21 @@ class LeNet(nn.Module):
 
   @property
   def stages(self) -> dict[str, nn.Module]:
-    check_widths('LeNet: features', self.features)
+    self._check()
     stages = {f'conv_{i}': self.clone(features=(width,), hidden=None) for i, width in enumerate(self.features)}
     if self.hidden is not None:
       stages['dense'] = MLP((self.hidden,), self.activation, dropout=self.dropout, dtype=self.dtype, parent=None)
     return stages
 
+  def _check(self):
+    check_widths('LeNet: features', self.features)
+    if self.hidden is not None:
+      check_widths('LeNet: (hidden,)', (self.hidden,))
+
   @nn.compact
   def __call__(self, x, train: bool = False):
     """f[B, H, W] or f[B, H, W, C] -> f[B, hidden] (f[B, h, w, features[-1]] without a dense layer)."""
-    check_widths('LeNet: features', self.features)
+    self._check()
     if x.ndim not in (3, 4) or not jnp.issubdtype(x.dtype, jnp.floating):
       raise InputError(f'LeNet: inputs are {x.dtype}{list(x.shape)}, expected floats [B, H, W] or [B, H, W, C].')
     if x.ndim == 3:
@@ -68,4 +74,4 @@ class LeNet(nn.Module):
     if self.hidden is None:
       return x
     x = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
-    return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x
+    return dropped(self.dropout, x, train)

@@ -8,6 +8,7 @@ import flax.linen as nn
 
 from mtljax.base import InputError
 from mtljax.trunks.batch_norm import BatchNorm
+from mtljax.trunks.dropout import dropped
 
 
 def check_widths(name: str, widths: Sequence[int]) -> None:
@@ -48,7 +49,5 @@ class MLP(nn.Module):
       x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)  # a bias would be normalised away
       if self.batch_norm:
         x = BatchNorm(dtype=self.dtype)(x, train)
-      x = self.activation(x)
-      if self.dropout:
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+      x = dropped(self.dropout, self.activation(x), train)
     return x

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mtljax.base import Array
-from mtljax.trunks._sequence import Chain, Tokens, check_choice, check_counts, dropped, repack, unpack
+from mtljax.trunks._sequence import Chain, Tokens, check_choice, check_counts, repack, unpack
+from mtljax.trunks.dropout import dropped
 from mtljax.trunks.mlp import check_widths
 
 CELLS = {'gru': nn.GRUCell, 'lstm': nn.OptimizedLSTMCell}

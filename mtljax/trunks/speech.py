@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtljax.base import InputError
-from mtljax.trunks._sequence import Chain, check_counts, check_heads, dropped, repack, unpack, zeroed
+from mtljax.trunks._sequence import Chain, check_counts, check_heads, repack, unpack, zeroed
 from mtljax.trunks.conv import Conv
+from mtljax.trunks.dropout import dropped
 from mtljax.trunks.transformer import Attention, FeedForward
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtljax.base import Array, InputError
-from mtljax.trunks._sequence import Chain, Tokens, check_choice, check_counts, check_heads, dropped, repack, unpack
+from mtljax.trunks._sequence import Chain, Tokens, check_choice, check_counts, check_heads, repack, unpack
+from mtljax.trunks.dropout import dropped
 
 POSITIONS = ('sinusoidal', 'learned', 'rotary', 'none')
 

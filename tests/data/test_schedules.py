@@ -101,7 +101,7 @@ def test_turns_are_counted_over_what_was_heard():
   'call, message',
   [
     (lambda: schedules.sampled(0.5), 'temperature is 0.5'),
-    (lambda: schedules.sampled(seed=-1), 'seed is -1'),
+    (lambda: schedules.sampled(seed=-1), 'seed: found -1'),
     (lambda: schedules.sampled(weights={'a': 0.0}), 'expected positive numbers'),
     (lambda: schedules.sampled(weights={'a': 1.0}).turn(COUNTS, 0), r"unknown \['b'\]"),
     (lambda: schedules.by_loss(0.5), 'by_loss: temperature is 0.5'),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
-from mtljax import trunks
+from mtljax import heads, trunks
 from mtljax.base import InputError
 
 KEY = jax.random.key(0)
@@ -64,6 +64,7 @@ def test_options_act(trunk):
     (trunks.MLP(64), IMAGES, r'^MLP: features is 64, expected a sequence of positive whole numbers'),
     (trunks.MLP((8, 0)), IMAGES, r'^MLP: features is \(8, 0\)'),
     (trunks.LeNet(16), IMAGES, r'^LeNet: features is 16'),
+    (trunks.LeNet(hidden=0), IMAGES, r'^LeNet: \(hidden,\) is \(0,\), expected a sequence of positive'),
     (trunks.LeNet(), IMAGES[0], r'^LeNet: inputs are float32\[10, 10\], expected floats \[B, H, W\]'),
     (trunks.LeNet(), IMAGES.astype(jnp.uint8), r'^LeNet: inputs are uint8\[4, 10, 10\]'),
     (trunks.LeNet((4, 4, 4)), IMAGES[:, :7], r'^LeNet: images are 7x10, expected at least 8x8'),
@@ -72,3 +73,25 @@ def test_options_act(trunk):
 def test_bad_arguments_are_named(trunk, x, message):
   with pytest.raises(InputError, match=message):
     trunk.init(KEY, x)
+
+
+TOKENS, WAVES = jnp.ones((2, 6), jnp.int32), jnp.ones((2, 40, 8))
+DROPPING = {
+  'MLP': (lambda rate: trunks.MLP((4,), dropout=rate), IMAGES),
+  'LeNet': (lambda rate: trunks.LeNet((4,), dropout=rate), IMAGES),
+  'Recurrent': (lambda rate: trunks.Recurrent((4,), dropout=rate), WAVES),
+  'Conformer': (lambda rate: trunks.Conformer(4, depth=1, heads=2, dropout=rate), WAVES),
+  'Transformer': (lambda rate: trunks.Transformer(4, depth=1, heads=2, vocabulary=9, dropout=rate), TOKENS),
+  'EmbeddingBag': (lambda rate: trunks.EmbeddingBag(9, 4, hidden=(4,), dropout=rate), TOKENS),
+  'Dense': (lambda rate: heads.classify(3, hidden=(4,), dropout=rate), IMAGES),
+  'tagging': (lambda rate: heads.tagging(3, hidden=(4,), dropout=rate), {'x': WAVES, 'mask': jnp.ones((2, 40), bool)}),
+}
+
+
+@pytest.mark.parametrize('rate', [-0.5, 1.0, float('nan'), float('inf'), '0.1'], ids=str)
+@pytest.mark.parametrize('name', DROPPING)
+def test_a_dropout_rate_that_is_none_is_named(name, rate):
+  make, x = DROPPING[name]
+  jax.eval_shape(make(0.5).init, KEY, x)
+  with pytest.raises(InputError, match=r'^dropout: found .*, expected a rate of at least 0 and below 1'):
+    jax.eval_shape(make(rate).init, KEY, x)
