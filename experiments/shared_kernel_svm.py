@@ -5,6 +5,8 @@ r"""Support vector machines of several tasks whose kernels share a matrix P that
     --train_size 100
   mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 500 --learning_rates 1e-2,3e-2 \
     --data adult --rank 78 --C 1 --train_size 1000 --data_dir DIR
+  mtljax compare experiments/shared_kernel_svm.py --balancers equal --seeds 3 --steps 1000 --learning_rates 1e-2,3e-2 \
+    --data adult --rank 78 --C 1 --train_size 24000 --centres 500 --batch_size 1024 --data_dir DIR
 
 The second command and the third, and both once more with --no_learn_kernel, took 12 min of wall time on two busy cores
 (9 min of processor time). They printed (without the columns of ranks, times and steps)
@@ -33,6 +35,19 @@ P starts such that the kernel is that of gamma 'scale'. scikit-learn's SVC of th
 pair of digits, has 0.8696, 0.9853, 1.0000 and 0.9924, and 0.8182 and 0.8243: after 500 steps the machines of the fixed
 P are two digits of the first pair behind, and 0.1 and 0.4 points. One-hot logistic regressions on all 26k rows of the
 census have 0.828 and 0.823, which none of these machines on 1000 reaches.
+
+Reduced machines learn from 24000 points, in batches, with the first 500 as centres. The fourth command and the same
+with --no_learn_kernel took 4 min and 1.5 min on two cores and printed
+
+  P         method       income accuracy  never_married accuracy        Δm [%]  rate
+  --------  -----------  ---------------  ----------------------  ------------  ----
+  separate  single-task  0.8355 ± 0.0017         0.8293 ± 0.0014         +0.00  0.03
+  shared    equal        0.8364 ± 0.0017         0.8293 ± 0.0012  +0.05 ± 0.29  0.03
+  fixed     single-task  0.8340 ± 0.0008         0.8242 ± 0.0036         +0.00  0.03
+  fixed     equal        0.8340 ± 0.0008         0.8242 ± 0.0036  +0.00 ± 0.00  0.03
+
+With a P that is learned these are 0.8 and 0.6 points above the logistic regressions, 1.8 and 1.4 standard errors of one
+accuracy on that test set. To learn P gains 0.2 and 0.5 points; to share it neither helps nor harms.
 
 Every task has a machine f(x) = sum_i a_i k(Px, Pz_i) + b of its own, trained by its primal objective; P maps the inputs
 of all. Single-task rows learn a P of their own. With P fixed the machines are, at the minimum, those of
